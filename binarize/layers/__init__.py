@@ -1,0 +1,1 @@
+"""Layers: the training form (`binary`) and the packed form (`packed`)."""

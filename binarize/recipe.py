@@ -1,0 +1,157 @@
+"""What to convert and how, as data: scheme strings and the recipe, from and to TOML."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+from binarize.errors import RecipeError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["FULL_PRECISION", "Recipe", "SchemeSpec"]
+
+FULL_PRECISION = "fp"
+"""What a layer pattern maps to when the layer is to stay as it is."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class SchemeSpec:
+    """A scheme string taken apart: ``name`` or ``name:key=value,key=value``.
+
+    Attributes:
+        name: the preset.
+        options: values as written; what they may be is the preset's business.
+    """
+
+    name: str
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> "SchemeSpec":
+        """Take a scheme string apart.
+
+        Raises:
+            RecipeError: it is empty or an option is not ``key=value``.
+        """
+        name, _, rest = text.strip().partition(":")
+        options: dict[str, str] = {}
+        for part in filter(None, rest.split(",")):
+            key, equals, value = part.partition("=")
+            if not equals or not key.strip() or not value.strip():
+                raise RecipeError(f"cannot read scheme {text!r}: {part!r} is not key=value; write encoding:w=4,a=4")
+            options[key.strip()] = value.strip()
+        if not name:
+            raise RecipeError(f"cannot read scheme {text!r}: it has no name; write one such as encoding:w=4,a=4")
+        return cls(name, options)
+
+    def __str__(self) -> str:
+        """Return the string that `parse` reads back."""
+        options = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}:{options}" if options else self.name
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What to convert and how.
+
+    Attributes:
+        scheme: scheme string for every layer that no pattern below names.
+        layers: shell pattern over module paths to a scheme string or ``fp``; the first match wins.
+        keep: shell patterns of layers that stay in full precision.
+        convert: shell patterns of layers that are converted although a default below would keep them.
+        keep_first: keep the layers that read the image.
+        keep_last: keep the layers that give the predictions.
+        keep_depthwise: keep convolutions with one input channel per output.
+        smallest: layers with fewer weights than this are kept.
+        samples: calibration images, at most.
+        reconstruct: follow calibration by block reconstruction against the teacher.
+        seed: of every random choice.
+    """
+
+    scheme: str = "encoding:w=4,a=4"
+    layers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+    convert: tuple[str, ...] = ()
+    keep_first: bool = True
+    keep_last: bool = True
+    keep_depthwise: bool = True
+    smallest: int = 512
+    samples: int = 256
+    reconstruct: bool = False
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as TOML and JSON hold them."""
+        values = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "recipe") -> "Recipe":
+        """Build from plain values.
+
+        Raises:
+            RecipeError: a key is unknown or a value has the wrong type.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        default, given = cls(), {}
+        for key, value in values.items():
+            if key not in fields:
+                raise RecipeError(f"cannot read {where}: unknown key {key!r}{nearest(key, fields)}")
+            given[key] = _typed(where, key, value, getattr(default, key))
+        return cls(**given)
+
+    def to_toml(self) -> str:
+        """Return the text that `from_toml` reads back."""
+        values = self.to_dict()
+        layers = values.pop("layers")
+        lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
+        if layers:
+            lines += ["", "[layers]", *(f"{_toml(key)} = {_toml(value)}" for key, value in layers.items())]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_toml(cls, path: Path | str) -> "Recipe":
+        """Read a recipe file.
+
+        Raises:
+            RecipeError: the file cannot be read, is no TOML, or says what no recipe says.
+        """
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as cause:
+            raise RecipeError(f"cannot read recipe {path}: {cause.strerror}; give a TOML file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+            raise RecipeError(f"cannot read recipe {path}: not TOML, {cause}") from None
+        return cls.from_dict(values, f"recipe {path}")
+
+
+def _typed(where: str, key: str, value: Any, default: Any) -> Any:
+    if isinstance(default, tuple):
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise RecipeError(f"cannot read {where}: {key} must be a list of strings, got {value!r}")
+        return tuple(value)
+    if isinstance(default, Mapping):
+        if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value.values()):
+            raise RecipeError(f"cannot read {where}: {key} must map patterns to scheme strings, got {value!r}")
+        return dict(value)
+    if type(value) is not type(default):
+        raise RecipeError(f"cannot read {where}: {key} must be a {type(default).__name__}, got {value!r}")
+    return value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return str(value)

@@ -1,0 +1,122 @@
+"""Named schemes: a weight basis, an activation basis and a structure, written as one string.
+
+``PRESETS`` is the whole registry; its order is the order in which `binarize schemes` lists them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import final
+
+from binarize.errors import RecipeError, nearest
+from binarize.recipe import SchemeSpec
+from binarize.schemes.base import ActivationBasis, WeightBasis
+from binarize.schemes.encoding import EncodingActivation, EncodingWeight
+from binarize.schemes.residual import ResidualWeight
+from binarize.schemes.sign import SignActivation, SignWeight
+from binarize.schemes.structures import Layerwise, Structure
+
+__all__ = ["PRESETS", "Preset", "Scheme", "build_scheme"]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """What one layer becomes.
+
+    Attributes:
+        spec: the string it was written as, with every option spelled out.
+        weight: how its weight becomes planes.
+        activation: how its input becomes planes.
+        structure: what is replaced as one.
+    """
+
+    spec: str
+    weight: WeightBasis
+    activation: ActivationBasis
+    structure: Structure = dataclasses.field(default_factory=Layerwise)
+
+    @property
+    def products(self) -> int:
+        """Binary products per multiply-accumulate of the original layer."""
+        return self.weight.count * self.activation.count
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A named family of schemes.
+
+    Attributes:
+        summary: one line for a person.
+        paper: where it comes from.
+        options: option name to (default, least, most).
+        build: from the options' values to the scheme's parts.
+    """
+
+    summary: str
+    paper: str
+    options: Mapping[str, tuple[int, int, int]]
+    build: Callable[[Mapping[str, int]], tuple[WeightBasis, ActivationBasis, Structure]]
+
+
+def _xnor_net(options: Mapping[str, int]) -> tuple[WeightBasis, ActivationBasis, Structure]:
+    return SignWeight(), SignActivation(), Layerwise()
+
+
+def _encoding(options: Mapping[str, int]) -> tuple[WeightBasis, ActivationBasis, Structure]:
+    return EncodingWeight(options["w"]), EncodingActivation(options["a"]), Layerwise()
+
+
+def _residual(options: Mapping[str, int]) -> tuple[WeightBasis, ActivationBasis, Structure]:
+    activation = SignActivation() if options["a"] == 1 else EncodingActivation(options["a"])
+    return ResidualWeight(options["m"]), activation, Layerwise()
+
+
+PRESETS: dict[str, Preset] = {
+    "xnor-net": Preset(
+        "one plane each: scaled sign of weights and of activations",
+        "Rastegari et al., ECCV 2016, arXiv:1603.05279",
+        {},
+        _xnor_net,
+    ),
+    "encoding": Preset(
+        "w-bit weights and a-bit activations, each bit a {-1,+1} branch",
+        "Sun et al., AAAI 2019, arXiv:1905.13389",
+        {"w": (4, 1, 8), "a": (4, 1, 8)},
+        _encoding,
+    ),
+    "residual": Preset(
+        "m weight planes with real scales, each the sign of what the others left; a-bit activations",
+        "Li et al., ICCV 2017 (residual planes); Sun et al., arXiv:1905.13389 (activations)",
+        {"m": (2, 1, 8), "a": (4, 1, 8)},
+        _residual,
+    ),
+}
+
+
+def build_scheme(text: str) -> Scheme:
+    """Build the scheme that a string such as ``encoding:w=4,a=4`` names.
+
+    Raises:
+        RecipeError: the name or an option is unknown, or a value is out of range.
+    """
+    spec = SchemeSpec.parse(text)
+    preset = PRESETS.get(spec.name)
+    if preset is None:
+        hint = nearest(spec.name, PRESETS)
+        raise RecipeError(f"cannot use scheme {text!r}: unknown name {spec.name!r}{hint} Known: {', '.join(PRESETS)}")
+    values = {name: default for name, (default, _, _) in preset.options.items()}
+    for name, value in spec.options.items():
+        values[name] = _checked(text, preset, name, value)
+    full = SchemeSpec(spec.name, {name: str(value) for name, value in values.items()})
+    return Scheme(str(full), *preset.build(values))
+
+
+def _checked(text: str, preset: Preset, name: str, value: str) -> int:
+    if name not in preset.options:
+        known = ", ".join(preset.options) or "none"
+        raise RecipeError(f"cannot use scheme {text!r}: unknown option {name!r}; its options: {known}")
+    _, least, most = preset.options[name]
+    if not value.isdecimal() or not least <= int(value) <= most:
+        raise RecipeError(f"cannot use scheme {text!r}: {name}={value}; give a whole number from {least} to {most}")
+    return int(value)

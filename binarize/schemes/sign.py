@@ -1,0 +1,89 @@
+"""One plane: XNOR-Net's scaled sign of weights, and the two-level activation that a trained network needs."""
+
+import dataclasses
+from typing import final
+
+import torch
+from torch import Tensor
+
+from binarize.schemes.base import ActivationBasis, Levels, WeightBasis, even_sample, rows, sign
+from binarize.schemes.estimators import CodedWeight, ThresholdActivation
+
+__all__ = ["SignActivation", "SignWeight"]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class SignWeight(WeightBasis):
+    """``W = alpha_o * sign(W)`` with ``alpha_o = mean |W_o|``, the least-squares scale for these signs.
+
+    Reference:
+        Rastegari et al., XNOR-Net, ECCV 2016, arXiv:1603.05279, equation 6.
+    """
+
+    @property
+    def terms(self) -> tuple[int, ...]:
+        """One term of one plane."""
+        return (1,)
+
+    def fit(self, weight: Tensor) -> Tensor:
+        """Return ``(1, o)``: the mean absolute weight of each output."""
+        return rows(weight).abs().mean(1).unsqueeze(0)
+
+    def odd(self, weight: Tensor, unit: Tensor) -> Tensor:
+        """Return ``(1, *weight.shape)`` of -1 and +1."""
+        return sign(weight).unsqueeze(0)
+
+    def __call__(self, weight: Tensor, unit: Tensor) -> Tensor:
+        """Return ``unit * sign(weight)``; the weight gets the identity as gradient."""
+        value: Tensor = CodedWeight.apply(weight, unit, self.odd(weight, unit), None)
+        return value
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class SignActivation(ActivationBasis):
+    """``A = low + step * [A >= threshold]``: a sign with learnt shift, scale and offset.
+
+    XNOR-Net's ``sign(x)`` is ``low = -1, step = 2, threshold = 0``. After a ReLU that would be the constant +1, so the
+    three numbers are fitted: the two-level quantiser of least squared error (Otsu's threshold).
+    """
+
+    @property
+    def terms(self) -> tuple[int, ...]:
+        """One term of one digit plane."""
+        return (1,)
+
+    def fit(self, samples: Tensor) -> Levels:
+        """Return the split of the sorted samples that leaves the least squared error about its two means."""
+        x = even_sample(samples, 1 << 18).double().sort().values
+        n = x.numel()
+        if n == 0 or bool(x[0] == x[-1]):
+            return Levels(*(torch.tensor(v) for v in (0.0, [1.0])), threshold=torch.zeros(1, 1))
+        below = x.cumsum(0)[:-1]
+        count = torch.arange(1, n, dtype=torch.float64)
+        gain = below.square() / count + (below[-1] + x[-1] - below).square() / (n - count)
+        gain[x[1:] == x[:-1]] = -1.0  # equal values cannot be told apart by a threshold
+        at = int(gain.argmax())
+        low, high = x[: at + 1].mean(), x[at + 1 :].mean()
+        threshold = ((x[at] + x[at + 1]) / 2).float()
+        return Levels(low.float(), (high - low).float().reshape(1), threshold.reshape(1, 1))
+
+    def codes(self, x: Tensor, levels: Levels) -> Tensor:
+        """Return ``(1, *x.shape)`` of 0 and 1."""
+        return (~(x < broadcast_threshold(x, levels))).to(x.dtype).unsqueeze(0)
+
+    def __call__(self, x: Tensor, levels: Levels) -> Tensor:
+        """Return one of two values per element of ``x`` ``(n, c, ...)``."""
+        value: Tensor = ThresholdActivation.apply(x, levels.low, levels.step[0], broadcast_threshold(x, levels))
+        return value
+
+
+def broadcast_threshold(x: Tensor, levels: Levels) -> Tensor:
+    """Return the first threshold, ``(1,)`` or ``(c,)``, shaped against ``x`` ``(n, c, ...)``."""
+    if levels.threshold is None:
+        raise ValueError("a sign activation needs a threshold; fit it, or give Levels(threshold=...)")
+    threshold = levels.threshold[0]
+    if threshold.numel() == 1:
+        return threshold.reshape(())
+    return threshold.reshape(-1, *[1] * max(x.dim() - 2, 0))
