@@ -17,6 +17,8 @@ __all__ = [
     "add_of",
     "bypass",
     "call_after",
+    "call_again",
+    "call_before",
     "call_of",
     "calls",
     "clamp_of",
@@ -375,3 +377,19 @@ def _is_pure(gm: fx.GraphModule, node: fx.Node) -> bool:
     home = getattr(node.target, "__module__", None) or ""
     name = getattr(node.target, "__name__", "")
     return home.split(".")[0] in ("torch", "_operator", "builtins", "math") and "setitem" not in name
+
+
+def call_before(
+    gm: fx.GraphModule, node: fx.Node, name: str, module: nn.Module, args: tuple[fx.node.Argument, ...]
+) -> Call[nn.Module]:
+    """Insert a call of a new module right before ``node``; nobody reads it yet. Arguments as in `call_after`."""
+    path = add_module(gm, name, module)
+    with gm.graph.inserting_before(node):
+        made = gm.graph.call_module(path, args)
+    return Call(path, made, module)
+
+
+def call_again(gm: fx.GraphModule, node: fx.Node, path: str, args: tuple[fx.node.Argument, ...]) -> fx.Node:
+    """Insert one more call of the module at ``path``, right before ``node``; nobody reads it yet."""
+    with gm.graph.inserting_before(node):
+        return gm.graph.call_module(path, args)

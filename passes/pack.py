@@ -1,0 +1,132 @@
+"""From training form to packed form: bits and scales instead of floats."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import final
+
+import torch
+from torch import fx, nn
+
+from binarize.errors import ModelError
+from binarize.layers.binary import BinaryActivation, BinaryConv2d, BinaryLinear, binary_layers
+from binarize.layers.packed import Geometry, PackActivation, PackedConv2d, PackedLinear
+from binarize.passes.base import Pass, PassResult
+from binarize.passes.fold_batchnorm import FoldBatchNorm
+from binarize.passes.fuse import FuseEpilogue, FuseThreshold
+from binarize.passes.graph import Call, call_again, call_before, calls, first_input, is_inplace, put, swap
+
+__all__ = ["PackLayers", "graphs_of", "pack", "pack_layer"]
+
+_PackKey = tuple[fx.Node, int, int, bool]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class PackLayers(Pass):
+    """Swap binary layers for packed ones and pack each tensor once for all its readers.
+
+    1. Each binary layer becomes a packed layer with the same weight planes, scales and bias.
+    2. Before the first reader of a tensor a `PackActivation` is put; layers that read the same tensor through the same
+       activation, with as many channel groups, read its planes.
+    3. A layer whose padding is not zeros packs its padded input itself.
+    4. A tensor that some user overwrites in place is packed anew for each reader.
+    """
+
+    def run(self, gm: fx.GraphModule) -> PassResult:
+        """Swap all binary layers that the graph calls."""
+        made: dict[_PackKey, fx.Node] = {}
+        packs: dict[tuple[int, int, bool], str] = {}
+        changed: list[str] = []
+        done: dict[int, nn.Module] = {}
+        for call in calls(gm, (BinaryConv2d, BinaryLinear)):
+            packed = done.setdefault(id(call.module), pack_layer(call.module))
+            if _packs_outside(call.module):
+                self._read_planes(gm, call, made, packs)
+            changed.append(call.name)
+        for call in calls(gm, (BinaryConv2d, BinaryLinear)):
+            swap(gm, call, done[id(call.module)])
+        return PassResult(tuple(dict.fromkeys(changed)))
+
+    @staticmethod
+    def _read_planes(
+        gm: fx.GraphModule,
+        call: Call[BinaryConv2d | BinaryLinear],
+        made: dict[_PackKey, fx.Node],
+        packs: dict[tuple[int, int, bool], str],
+    ) -> None:
+        source = first_input(call.node)
+        module = call.module
+        groups, rows = (1, True) if isinstance(module, BinaryLinear) else (module.groups, False)
+        kind = (id(module.activation), groups, rows)
+        key = (source, *kind)
+        if key not in made or any(is_inplace(gm, user) for user in source.users):
+            if kind in packs:
+                made[key] = call_again(gm, call.node, packs[kind], (source,))
+            else:
+                hint = f"{call.name.rpartition('.')[0]}.pack" if "." in call.name else "pack"
+                pack = call_before(gm, call.node, hint, pack_activation(module), (source,))
+                packs[kind], made[key] = pack.name, pack.node
+        call.node.replace_input_with(source, made[key])
+
+
+def _packs_outside(layer: BinaryConv2d | BinaryLinear) -> bool:
+    return isinstance(layer, BinaryLinear) or layer.padding_mode == "zeros"
+
+
+def pack_activation(layer: BinaryConv2d | BinaryLinear) -> PackActivation:
+    """Return the packing of the layer's input."""
+    activation: BinaryActivation = layer.activation
+    groups, rows = (1, True) if isinstance(layer, BinaryLinear) else (layer.groups, False)
+    return PackActivation(activation.basis.terms, activation.levels, groups=groups, rows=rows)
+
+
+@torch.no_grad()
+def pack_layer(layer: BinaryConv2d | BinaryLinear) -> PackedConv2d | PackedLinear:
+    """Return the packed form of one layer: same weight planes, same scales, same bias."""
+    terms = {"weight_terms": layer.weight_basis.terms, "activation_terms": layer.activation.basis.terms}
+    packed: PackedConv2d | PackedLinear
+    if isinstance(layer, BinaryConv2d):
+        inside = layer.padding if layer.padding_mode == "zeros" else (0, 0)
+        geometry = Geometry(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, inside, layer.dilation,
+            layer.groups, **terms,
+        )  # fmt: skip
+        packed = PackedConv2d(geometry, pack_activation(layer), layer.scheme.spec)
+        packed.crop, packed.padding_mode = layer.crop, layer.padding_mode
+        packed.mode_padding = layer.padding if layer.padding_mode != "zeros" else (0, 0)
+    else:
+        geometry = Geometry(layer.in_features, layer.out_features, **terms)
+        packed = PackedLinear(geometry, pack_activation(layer), layer.scheme.spec)
+    scale = layer.unit.unsqueeze(1) * layer.activation.step.reshape(1, -1, 1)
+    bias = layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
+    packed.set_weight(layer.odd(), scale.flatten(0, 1), bias)
+    return packed.train(layer.training)
+
+
+def graphs_of(net: nn.Module) -> Iterator[tuple[str, fx.GraphModule]]:
+    """Yield each graph of a captured network with its path; the whole network is at the empty path."""
+    for name, module in net.named_modules():
+        if isinstance(module, fx.GraphModule):
+            yield name, module
+
+
+def pack(net: nn.Module) -> nn.Module:
+    """Return the packed form of a converted network: same outputs, bits inside. ``net`` is left as it is.
+
+    The copy is in evaluation mode; batch normalisation is folded, residual additions and clamps are fused, one-plane
+    activations between convolutions become integer thresholds, and each tensor is packed once for all its readers.
+
+    Raises:
+        ModelError: ``net`` holds no binary layer.
+    """
+    if not any(True for _ in binary_layers(net)):
+        raise ModelError(f"cannot pack {type(net).__name__}: it has no binary layers; run convert first")
+    packed = copy.deepcopy(net).eval()
+    for _, gm in graphs_of(packed):
+        for step in (PackLayers(), FoldBatchNorm(), FuseEpilogue(), FuseThreshold()):
+            step(gm)
+    for name, layer in list(binary_layers(packed)):
+        put(packed, name, pack_layer(layer))
+    packed.requires_grad_(False)
+    return packed.to(memory_format=torch.channels_last)
