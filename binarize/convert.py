@@ -1,0 +1,169 @@
+"""`convert`: a trained model in, the same network made of binary planes out, in training form."""
+
+import copy
+import dataclasses
+import fnmatch
+import platform
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from binarize.calibrate import CalibrationSettings, calibrate
+from binarize.data import calibration_batches, random_images
+from binarize.errors import ModelError, NothingConvertedError
+from binarize.passes.capture import Captured, capture
+from binarize.passes.decompose_layers import DecomposeLayers, decompose
+from binarize.passes.graph import put
+from binarize.passes.select import Rules, Site, sites, why_not
+from binarize.recipe import FULL_PRECISION, Recipe
+from binarize.record import LayerRecord, Record, attach_record
+from binarize.schemes.presets import Scheme, build_scheme
+from binarize.sources import require_finite
+
+__all__ = ["Progress", "convert"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage's name, steps done and steps in all."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """The scheme of each layer that is converted and the reason of each that is not, in the model's order."""
+
+    schemes: Mapping[str, Scheme]
+    layers: tuple[LayerRecord, ...]
+
+
+@torch.no_grad()
+def convert(
+    model: nn.Module,
+    example_inputs: Any = None,
+    scheme: str | None = None,
+    *,
+    recipe: Recipe | None = None,
+    data: Iterable[Any] | None = None,
+    source: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Rewrite a trained network into binary planes and calibrate it against the original, without labels.
+
+    Args:
+        model: the trained network; it is copied, never changed.
+        example_inputs: a batch ``(n, c, h, w)``, or the tuple of arguments of ``forward``. Used for calibration where
+            there is no ``data``.
+        scheme: such as ``encoding:w=4,a=4`` (the default) or ``xnor-net``; shorthand for ``Recipe(scheme=...)``.
+        recipe: what to convert and how, layer by layer.
+        data: batches of images, with or without labels, as a DataLoader gives them; the first ``recipe.samples`` are
+            used.
+        source: where the model came from, kept in the record.
+        progress: called as the work goes on.
+
+    Returns:
+        The training form: an ordinary module in evaluation mode, ready for `finetune`, `pack` and `summary`.
+
+    Raises:
+        RecipeError: the scheme or a layer's scheme names nothing that can be built.
+        ModelError: a weight is NaN or infinite, or the model does not run on the inputs.
+        NothingConvertedError: no layer would have been converted; holds the reason of each.
+    """
+    recipe = dataclasses.replace(recipe or Recipe(), **({} if scheme is None else {"scheme": scheme}))
+    default = build_scheme(recipe.scheme)
+    require_finite(model)
+    teacher = copy.deepcopy(model).eval()
+    inputs = _calibration_inputs(recipe, example_inputs, data)
+    captured = capture(copy.deepcopy(teacher))
+    plan = _plan(captured, recipe, default)
+    _decompose(captured, plan.schemes)
+    net = captured.root
+    torch.manual_seed(recipe.seed)
+    settings = CalibrationSettings(reconstruct=recipe.reconstruct, seed=recipe.seed)
+    try:
+        found = calibrate(net, teacher, inputs, settings=settings, progress=progress)
+    except (RuntimeError, TypeError, ValueError) as cause:
+        _blame_inputs(teacher, inputs, cause)
+        raise
+    attach_record(net, _record(captured, plan, recipe, inputs, dict(source or {}), found.to_dict()))
+    return net.eval()
+
+
+def _calibration_inputs(recipe: Recipe, example: Any, data: Iterable[Any] | None) -> list[tuple[Any, ...]]:
+    """Return the argument tuples to calibrate on: data, else the example, else noise with a warning."""
+    if data is not None:
+        return [(batch,) for batch in calibration_batches(data, recipe.samples)]
+    if example is None:
+        warnings.warn(
+            "calibrating on noise: without data the activation ranges, and so the accuracy, mean nothing", stacklevel=3
+        )
+        return [(random_images((3, 224, 224), 8, recipe.seed),)]
+    return [example if isinstance(example, tuple) else (example,)]
+
+
+def _plan(captured: Captured, recipe: Recipe, default: Scheme) -> _Plan:
+    rules = Rules(
+        keep=(*recipe.keep, *(pattern for pattern, text in recipe.layers.items() if text == FULL_PRECISION)),
+        convert=(*recipe.convert, *(pattern for pattern, text in recipe.layers.items() if text != FULL_PRECISION)),
+        first=recipe.keep_first, last=recipe.keep_last, depthwise=recipe.keep_depthwise, smallest=recipe.smallest,
+    )  # fmt: skip
+    schemes: dict[str, Scheme] = {}
+    layers: list[LayerRecord] = []
+    for site in sites(captured):
+        reason = why_not(site, rules)
+        if reason is None:
+            schemes[site.name] = _scheme_of(site, recipe, default)
+        spec = None if reason is not None else schemes[site.name].spec
+        weights = sum(p.numel() for key, p in site.module.named_parameters(recurse=False) if "bias" not in key)
+        layers.append(LayerRecord(site.name, type(site.module).__name__, weights, spec, reason))
+    if not schemes:
+        raise NothingConvertedError({layer.name: str(layer.reason) for layer in layers})
+    return _Plan(schemes, tuple(layers))
+
+
+def _scheme_of(site: Site, recipe: Recipe, default: Scheme) -> Scheme:
+    for pattern, text in recipe.layers.items():
+        if fnmatch.fnmatchcase(site.name, pattern):
+            return build_scheme(text)
+    return default
+
+
+def _decompose(captured: Captured, schemes: Mapping[str, Scheme]) -> None:
+    """Swap the planned layers: graph by graph, then the loose ones that untraceable code calls."""
+    placed: set[str] = set()
+    for path, gm in captured.graphs.items():
+        prefix = f"{path}." if path else ""
+        inside = {name[len(prefix) :]: made for name, made in schemes.items() if name.startswith(prefix)}
+        placed.update(prefix + name for name in DecomposeLayers(inside)(gm).changed)
+    for name in schemes.keys() - placed:
+        put(captured.root, name, decompose(captured.root.get_submodule(name), schemes[name]))
+
+
+def _blame_inputs(teacher: nn.Module, inputs: Sequence[tuple[Any, ...]], cause: Exception) -> None:
+    """Raise ModelError if the original model does not run on the inputs either."""
+    try:
+        teacher(*inputs[0])
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs[0])
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"cannot run {type(teacher).__name__} on inputs of shape {shapes}: {said}; give the shape it was made for"
+        ) from cause
+
+
+def _record(
+    captured: Captured,
+    plan: _Plan,
+    recipe: Recipe,
+    inputs: Sequence[tuple[Any, ...]],
+    source: dict[str, Any],
+    calibration: dict[str, Any],
+) -> Record:
+    first = inputs[0][0]
+    shape = tuple(first.shape[1:]) if isinstance(first, Tensor) else None
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    return Record(
+        recipe=recipe, layers=plan.layers, parts=tuple(captured.graphs), uncaptured=dict(captured.reasons),
+        input_shape=shape, source={**source, "versions": versions}, calibration=calibration,
+    )  # fmt: skip

@@ -1,0 +1,375 @@
+"""Packed form: the same layers as bits and scales, run by kernels.
+
+    y = bias + sum_t scale[t] * acc[t],    acc[t] = conv(code, odd), zero padded, in whole numbers
+
+`scale` holds unit x step, times any batch normalisation that was folded in. Where `low` (the value of code 0) is not 0,
+its share of the sum is a constant per output and border class, added to the bias.
+"""
+
+import abc
+import dataclasses
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from binarize.kernels import format, ops
+from binarize.layers.borders import axis_classes, threshold_table
+from binarize.schemes.base import Levels
+
+__all__ = ["Geometry", "PackActivation", "PackedConv2d", "PackedLayer", "PackedLinear"]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """The whole numbers of a packed layer, in the order in which the kernels take them."""
+
+    channels: int
+    out_channels: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    weight_terms: tuple[int, ...] = (1,)
+    activation_terms: tuple[int, ...] = (1,)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Return the fields in order."""
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    @property
+    def depth(self) -> int:
+        """Products summed in one output: k."""
+        return self.channels // self.groups * self.kernel[0] * self.kernel[1]
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width of the output for an input of the given size."""
+        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
+        sizes = [(height, width)[axis] + 2 * self.padding[axis] - spans[axis] for axis in (0, 1)]
+        return sizes[0] // self.stride[0] + 1, sizes[1] // self.stride[1] + 1
+
+
+@final
+class PackActivation(nn.Module):
+    """Turns floats into digit planes: the packed form of a `BinaryActivation`.
+
+    Attributes:
+        terms: digit planes of each term.
+        low: value of code 0.
+        step: value of one unit of each term's code.
+        inverse_step: 1 / step of a uniform code, rounded to float32; 0.0 where thresholds decide.
+        groups: channel groups of the convolution that reads the planes; each starts in a word of its own.
+        rows: False for images ``(n, c, h, w)``, True for rows ``(..., c)``.
+        thresholds: ``(m, 1)`` or ``(m, c)``, or None for a uniform code.
+    """
+
+    thresholds: Tensor | None
+
+    def __init__(self, terms: tuple[int, ...], levels: Levels, *, groups: int = 1, rows: bool = False) -> None:
+        super().__init__()
+        self.terms, self.groups, self.rows = terms, groups, rows
+        self.low = float(levels.low)
+        self.step = tuple(float(step) for step in levels.step)
+        uniform = levels.threshold is None
+        self.inverse_step = float(1.0 / levels.step.detach()[0].float()) if uniform else 0.0
+        kept = None if levels.threshold is None else levels.threshold.detach().float().clone()
+        self.register_buffer("thresholds", kept)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map floats ``(n, c, h, w)`` or ``(..., c)`` to int32 planes ``(n, h, w, groups, m, words)`` or ``(..., 1, m, words)``."""
+        if not self.rows:
+            return self._pack(x)
+        flat = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+        planes = self._pack(flat)
+        return planes.reshape(*x.shape[:-1], 1, *planes.shape[-2:])
+
+    def _pack(self, x: Tensor) -> Tensor:
+        if self.thresholds is None:
+            packed: Tensor = ops.pack_uniform(x, self.low, self.inverse_step, self.terms[0], self.groups)
+        else:
+            packed = ops.pack_thresholds(x, self.thresholds, self.groups)
+        return packed
+
+    def codes(self, x: Tensor, axis: int = 1) -> Tensor:
+        """Return the codes ``(t, *x.shape)`` as floats, by plain torch; ``axis`` is that of the channels."""
+        if self.thresholds is None:
+            low, inverse = x.new_tensor(self.low), x.new_tensor(self.inverse_step)
+            code = ((x - low) * inverse + 0.5).floor().clamp(0, 2 ** self.terms[0] - 1)
+            return code.unsqueeze(0)
+        shape = [1] * x.dim()
+        shape[axis] = self.thresholds.shape[1]
+        return torch.stack([(~(x < threshold.reshape(shape))).to(x.dtype) for threshold in self.thresholds])
+
+    def config(self) -> dict[str, Any]:
+        """Return what `from_config` needs beside the buffers."""
+        return {
+            "terms": self.terms, "low": self.low, "step": self.step, "inverse_step": self.inverse_step,
+            "groups": self.groups, "rows": self.rows,
+            "thresholds": None if self.thresholds is None else list(self.thresholds.shape),
+        }  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "PackActivation":
+        """Build with buffers still to be filled."""
+        shape = config["thresholds"]
+        levels = Levels(
+            torch.tensor(config["low"]),
+            torch.tensor(config["step"]),
+            None if shape is None else torch.zeros(shape),
+        )
+        made = cls(tuple(config["terms"]), levels, groups=config["groups"], rows=config["rows"])
+        made.inverse_step = config["inverse_step"]
+        return made
+
+    def extra_repr(self) -> str:
+        """Name the planes and the levels."""
+        return f"terms={self.terms}, low={self.low:.4g}, step={self.step}"
+
+
+class PackedLayer(nn.Module, abc.ABC):
+    """What the packed layers share.
+
+    Attributes:
+        geometry: sizes and terms.
+        activation: packs a float input; planes that are packed already pass by it.
+        bits: ``(m, o, ceil(k / 8))`` uint8, the weight's sign planes; a set bit is -1.
+        scale: ``(t, o)``, one per pair of weight and activation term, weight-major.
+        bias: ``(o,)``.
+        minimum, maximum: the output is clamped to these.
+        weight_spec: scheme string the layer was made with.
+    """
+
+    bits: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, geometry: Geometry, activation: PackActivation, weight_spec: str) -> None:
+        super().__init__()
+        self.geometry, self.activation, self.weight_spec = geometry, activation, weight_spec
+        planes, outputs = sum(geometry.weight_terms), geometry.out_channels
+        pairs = len(geometry.weight_terms) * len(geometry.activation_terms)
+        self.register_buffer("bits", torch.zeros(planes, outputs, -(-geometry.depth // 8), dtype=torch.uint8))
+        self.register_buffer("scale", torch.zeros(pairs, outputs))
+        self.register_buffer("bias", torch.zeros(outputs))
+        self.minimum, self.maximum = -float("inf"), float("inf")
+        self._forget()
+
+    @final
+    def _forget(self) -> None:
+        self._prepared: Tensor | None = None
+        self._tables: dict[tuple[int, int], tuple[Tensor, Tensor | None, Tensor | None]] = {}
+
+    @final
+    def _apply(self, fn: Any, recurse: bool = True) -> "PackedLayer":
+        self._forget()
+        return super()._apply(fn, recurse)
+
+    @final
+    def set_weight(self, odd: Tensor, scale: Tensor, bias: Tensor) -> None:
+        """Take over odd integers ``(t, o, ...)``, scales ``(t, o)`` and bias ``(o,)``."""
+        planes = [
+            ((odd[term].flatten(1) + (2**count - 1)).to(torch.int64) // 2 >> plane) & 1
+            for term, count in enumerate(self.geometry.weight_terms)
+            for plane in range(count)
+        ]
+        self.bits = format.pack_signs(torch.stack(planes).to(torch.float32) * 2 - 1)
+        self.scale, self.bias = scale.detach().float().contiguous(), bias.detach().float().contiguous()
+        self._forget()
+
+    @final
+    def multiply(self, gain: Tensor, shift: Tensor) -> None:
+        """Follow the layer by ``y * gain + shift``, both ``(o,)``; exact up to float32 rounding."""
+        self.scale = self.scale * gain
+        self.bias = self.bias * gain + shift
+        self._forget()
+
+    @final
+    def odd(self) -> Tensor:
+        """Return the weight's odd integers ``(t, o, c / groups, kh, kw)`` as int64."""
+        geometry = self.geometry
+        signs = format.unpack_signs(self.bits, geometry.depth).to(torch.int64)
+        total, terms = 0, []
+        for count in geometry.weight_terms:
+            powers = 2 ** torch.arange(count, device=signs.device).reshape(-1, 1, 1)
+            terms.append((signs[total : total + count] * powers).sum(0))
+            total += count
+        shape = (geometry.out_channels, geometry.channels // geometry.groups, *geometry.kernel)
+        return torch.stack(terms).reshape(-1, *shape)
+
+    @final
+    def prepared(self) -> Tensor:
+        """Return the weight in the kernels' layout, made once."""
+        if self._prepared is None:
+            geometry = self.geometry
+            self._prepared = format.prepare_weight(
+                self.bits,
+                out_channels=geometry.out_channels,
+                channels_per_group=geometry.channels // geometry.groups,
+                kernel=geometry.kernel,
+                groups=geometry.groups,
+            )
+        return self._prepared
+
+    @final
+    def tables(self, height: int, width: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the bias per border class ``(classes, o)`` and the class of each output row and column."""
+        found = self._tables.get((height, width))
+        if found is None:
+            found = self._tables[height, width] = self._border_tables(height, width)
+        return found
+
+    @final
+    def _border_tables(self, height: int, width: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        geometry, low = self.geometry, self.activation.low
+        if low == 0.0:
+            return self.bias.unsqueeze(0), None, None
+        taps = self._tap_sums()
+        if geometry.padding == (0, 0):
+            return (self.bias + (low * taps.sum((1, 2))).float()).unsqueeze(0), None, None
+        out = geometry.output_size(height, width)
+        (row, rows_valid), (column, columns_valid) = (
+            axis_classes((height, width)[axis], out[axis], *_axis(geometry, axis)) for axis in (0, 1)
+        )
+        sums = torch.einsum("oyx,ry,cx->rco", taps, rows_valid.to(taps), columns_valid.to(taps))
+        table = self.bias.double() + low * sums.flatten(0, 1)
+        device = self.bias.device
+        return table.float(), (row * len(columns_valid)).int().to(device), column.int().to(device)
+
+    @final
+    def _tap_sums(self) -> Tensor:
+        """Sum of the weight's value per output and tap, ``(o, kh, kw)`` float64."""
+        pairs = len(self.geometry.activation_terms)
+        unit = self.scale[::pairs].double() / self.activation.step[0]
+        return (unit.unsqueeze(2).unsqueeze(3) * self.odd().sum(2).double()).sum(0)
+
+    def config(self) -> dict[str, Any]:
+        """Return what `from_config` needs beside the buffers."""
+        return {
+            "geometry": dataclasses.asdict(self.geometry),
+            "activation": self.activation.config(),
+            "weight_spec": self.weight_spec,
+            "minimum": None if self.minimum == -float("inf") else self.minimum,
+            "maximum": None if self.maximum == float("inf") else self.maximum,
+        }
+
+    @final
+    def _take(self, config: dict[str, Any]) -> None:
+        self.minimum = -float("inf") if config["minimum"] is None else config["minimum"]
+        self.maximum = float("inf") if config["maximum"] is None else config["maximum"]
+
+    @final
+    def extra_repr(self) -> str:
+        """Name the sizes and the scheme."""
+        geometry = self.geometry
+        return f"{geometry.channels}, {geometry.out_channels}, kernel={geometry.kernel}, scheme={self.weight_spec!r}"
+
+
+@final
+class PackedConv2d(PackedLayer):
+    """Convolution on digit planes; takes floats too and packs them itself.
+
+    Attributes:
+        crop: rows and columns dropped at the top and left (``padding="same"`` with an uneven total).
+        padding_mode: as in `torch.nn.Conv2d`; anything but zeros is applied to the float input.
+        reader: the packing of the only reader of the output, or None. With it the layer answers in that
+            reader's digit planes: one integer threshold per output, batch normalisation and clamp included.
+    """
+
+    def __init__(self, geometry: Geometry, activation: PackActivation, weight_spec: str) -> None:
+        super().__init__(geometry, activation, weight_spec)
+        self.crop = (0, 0)
+        self.padding_mode, self.mode_padding = "zeros", (0, 0)
+        self.reader: PackActivation | None = None
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map planes or floats ``(n, c, h, w)``, and what to add ``(n, o, h', w')``, to ``(n, o, h', w')``."""
+        if x.is_floating_point():
+            x = self.activation(self._padded(x))
+        geometry = self.geometry
+        table, row, column = self.tables(x.shape[1], x.shape[2])
+        if self.reader is not None:
+            return self._threshold(x, table, row, column)
+        y: Tensor = ops.conv2d(
+            x, self.prepared(), self.scale, table, row, column, residual,
+            *geometry.arguments(), self.minimum, self.maximum,
+        )  # fmt: skip
+        return y[..., self.crop[0] :, self.crop[1] :] if any(self.crop) else y
+
+    def _padded(self, x: Tensor) -> Tensor:
+        if self.padding_mode == "zeros":
+            return x
+        ph, pw = self.mode_padding
+        return nn.functional.pad(x, (pw, pw, ph, ph), mode=self.padding_mode)
+
+    def _threshold(self, x: Tensor, table: Tensor, row: Tensor | None, column: Tensor | None) -> Tensor:
+        key = (-x.shape[1], -x.shape[2])  # beside the border tables, which have positive keys
+        if key not in self._tables:
+            assert self.reader is not None
+            most = self.geometry.depth * (2 ** self.geometry.weight_terms[0] - 1) * (2 ** self.geometry.activation_terms[0] - 1)
+            self._tables[key] = threshold_table(self._digit, table, self.scale[0], most)
+        thresholds, flip, _ = self._tables[key]
+        assert flip is not None
+        planes: Tensor = ops.conv2d_threshold(
+            x, self.prepared(), thresholds, flip, row, column, *self.geometry.arguments()
+        )
+        return planes
+
+    def _digit(self, y: Tensor) -> Tensor:
+        assert self.reader is not None
+        return self.reader.codes(y.clamp(self.minimum, self.maximum), axis=1)[0] > 0
+
+    def config(self) -> dict[str, Any]:
+        """Return what `from_config` needs beside the buffers."""
+        return {
+            **super().config(),
+            "crop": self.crop, "padding_mode": self.padding_mode, "mode_padding": self.mode_padding,
+            "reader": None if self.reader is None else self.reader.config(),
+        }  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "PackedConv2d":
+        """Build with buffers still to be filled."""
+        made = cls(geometry_of(config), PackActivation.from_config(config["activation"]), config["weight_spec"])
+        made._take(config)
+        made.crop, made.padding_mode = tuple(config["crop"]), config["padding_mode"]
+        made.mode_padding = tuple(config["mode_padding"])
+        made.reader = None if config["reader"] is None else PackActivation.from_config(config["reader"])
+        return made
+
+
+@final
+class PackedLinear(PackedLayer):
+    """Matrix product on digit planes over the last axis; takes floats too and packs them itself."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map planes ``(..., 1, m, words)`` or floats ``(..., c)``, and what to add ``(..., o)``, to ``(..., o)``."""
+        if x.is_floating_point():
+            x = self.activation(x)
+        leading, outputs = x.shape[:-3], self.geometry.out_channels
+        planes = x.reshape(1, 1, -1, *x.shape[-3:])
+        added = None if residual is None else residual.reshape(1, 1, -1, outputs).permute(0, 3, 1, 2)
+        table, _, _ = self.tables(1, 1)
+        y: Tensor = ops.conv2d(
+            planes, self.prepared(), self.scale, table, None, None, added,
+            *self.geometry.arguments(), self.minimum, self.maximum,
+        )  # fmt: skip
+        return y.permute(0, 2, 3, 1).reshape(*leading, outputs)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "PackedLinear":
+        """Build with buffers still to be filled."""
+        made = cls(geometry_of(config), PackActivation.from_config(config["activation"]), config["weight_spec"])
+        made._take(config)
+        return made
+
+
+def geometry_of(config: dict[str, Any]) -> Geometry:
+    """Rebuild the geometry from a layer's configuration."""
+    values = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config["geometry"].items()}
+    return Geometry(**values)
+
+
+def _axis(geometry: Geometry, axis: int) -> tuple[int, int, int, int]:
+    return geometry.kernel[axis], geometry.stride[axis], geometry.padding[axis], geometry.dilation[axis]
