@@ -41,7 +41,7 @@ class Captured:
     Args:
         root: The whole model, runnable, its traceable parts replaced by their graphs.
         graphs: Each graph by its path in ``root``; ``""`` if the model was traced whole.
-        loose: Conv2d, Linear and other weighted layers that untraceable code calls, by path.
+        loose: Layers that untraceable code calls, by path; also modules kept whole, such as a TransformerEncoderLayer.
         reasons: Why a module could not be traced, by path.
         layers: Every weighted layer that the model had, called or not, by path, in the model's own order.
     """
@@ -108,19 +108,22 @@ class _Walk:
 
     def _replacement(self, module: nn.Module, path: str, refusal: str | None) -> nn.Module:
         if isinstance(module, WEIGHTED):
-            self.captured.loose[path] = module
-            return module
+            return self._keep(module, path)
         # without a weight, a trace could only freeze the module's Python
         if not any(isinstance(inner, WEIGHTED) for inner in module.modules()):
             return module
         if path and not _is_container(module) and _Tracer(path, self.leaves).is_leaf_module(module, ""):
-            return module
+            return self._keep(module, path)
         graph = self._graph(module, path, refusal)
         if graph is not None:
             self.captured.graphs[path] = graph
             return graph
         for name, child in list(module.named_children()):
             setattr(module, name, self(child, join(path, name), why_not_replaceable(module, name, child)))
+        return module
+
+    def _keep(self, module: nn.Module, path: str) -> nn.Module:
+        self.captured.loose[path] = module
         return module
 
     def _graph(self, module: nn.Module, path: str, refusal: str | None) -> fx.GraphModule | None:

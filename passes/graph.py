@@ -1,14 +1,11 @@
 """Typed access to a traced model: the one file that reads and edits raw fx nodes, so that passes need not."""
 
-import operator
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import inf
-from typing import Any, Generic, TypeVar, final
+from typing import Any, Generic, TypeVar, final, overload
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
+
+from binarize.passes.operations import add_of, clamp_of, is_add, is_inplace, is_size, module_of
 
 __all__ = [
     "Call",
@@ -42,22 +39,9 @@ __all__ = [
 ]
 
 M = TypeVar("M", bound=nn.Module)
+N = TypeVar("N", bound=nn.Module)
 M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
 Kind = type[M] | tuple[type[M], ...]
-
-_aten = torch.ops.aten
-
-_ADD = {operator.add, operator.iadd, torch.add, _aten.add.Tensor, _aten.add_.Tensor}
-_ADD_METHODS = {"add", "add_", "__add__", "__iadd__"}
-
-_SIZE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_floating_point"}
-_SIZE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad"}
-_SIZE_FUNCTIONS = {_aten.sym_size.int, _aten.sym_numel.default, torch.numel, len}
-
-_INPLACE_OPERATORS = {
-    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod),
-    *(operator.ipow, operator.iand, operator.ior, operator.ixor, operator.imatmul),
-}
 
 
 @final
@@ -84,18 +68,21 @@ def join(path: str, name: str) -> str:
 # Reading modules
 
 
-def module_of(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """Return the module that ``node`` calls, or None if it calls none."""
-    return gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def calls(gm: fx.GraphModule, kind: Kind[M]) -> list[Call[M]]:
+@overload
+def calls(gm: fx.GraphModule, kind: tuple[type[M], type[N]]) -> list[Call[M | N]]: ...
+@overload
+def calls(gm: fx.GraphModule, kind: Kind[M]) -> list[Call[M]]: ...
+def calls(gm: fx.GraphModule, kind: Any) -> list[Call[Any]]:
     """Return each call of a module of the given class or classes, in graph order."""
     found = (call_of(gm, node, kind) for node in gm.graph.nodes)
     return [call for call in found if call is not None]
 
 
-def call_of(gm: fx.GraphModule, node: object, kind: Kind[M]) -> Call[M] | None:
+@overload
+def call_of(gm: fx.GraphModule, node: object, kind: tuple[type[M], type[N]]) -> Call[M | N] | None: ...
+@overload
+def call_of(gm: fx.GraphModule, node: object, kind: Kind[M]) -> Call[M] | None: ...
+def call_of(gm: fx.GraphModule, node: object, kind: Any) -> Call[Any] | None:
     """Return the call that ``node`` makes, or None if it is no call of a module of that class."""
     if not isinstance(node, fx.Node):
         return None
@@ -142,15 +129,6 @@ def output_nodes(gm: fx.GraphModule) -> list[fx.Node]:
     return [value for node in gm.graph.nodes if node.op == "output" for value in node.all_input_nodes]
 
 
-def is_size(node: fx.Node) -> bool:
-    """Return whether ``node`` reads a property of a tensor (shape, dtype, device) and none of its values."""
-    if node.op == "call_method":
-        return node.target in _SIZE_METHODS
-    if node.op != "call_function":
-        return False
-    return node.target in _SIZE_FUNCTIONS or (node.target is getattr and node.args[1] in _SIZE_ATTRIBUTES)
-
-
 def flowing(gm: fx.GraphModule) -> set[fx.Node]:
     """Return the nodes that values of the inputs flow into: neither constants nor arithmetic on sizes."""
     fed: set[fx.Node] = set()
@@ -158,91 +136,6 @@ def flowing(gm: fx.GraphModule) -> set[fx.Node]:
         if not is_size(node) and (node.op == "placeholder" or any(p in fed for p in node.all_input_nodes)):
             fed.add(node)
     return fed
-
-
-def is_add(node: fx.Node) -> bool:
-    """Return whether ``node`` adds two values as they are, in place or not."""
-    return add_of(node) is not None
-
-
-def add_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """Return the two nodes that ``node`` adds, or None if it is no plain addition of two nodes."""
-    matches = node.target in (_ADD if node.op == "call_function" else _ADD_METHODS if node.op == "call_method" else ())
-    if not matches or node.kwargs.get("alpha", 1) != 1:
-        return None
-    terms = [*node.args, *(node.kwargs[key] for key in ("input", "other") if key in node.kwargs)]
-    if len(terms) != 2 or not isinstance(terms[0], fx.Node) or not isinstance(terms[1], fx.Node):
-        return None
-    return terms[0], terms[1]
-
-
-_Bounds = tuple[float, float]
-_CLAMP_DEFAULTS: dict[str, _Bounds] = {
-    "relu": (0.0, inf),
-    "relu6": (0.0, 6.0),
-    "hardtanh": (-1.0, 1.0),
-    "clamp": (-inf, inf),
-    "clip": (-inf, inf),
-    "clamp_min": (-inf, inf),
-    "clamp_max": (-inf, inf),
-}
-
-
-def _clamp_functions() -> Iterator[tuple[Callable[..., Any], str]]:
-    for name in _CLAMP_DEFAULTS:
-        for spelling in (name, name + "_"):
-            for home in (torch, F, _aten):
-                target = getattr(home, spelling, None)
-                if callable(target):
-                    yield getattr(target, "default", target), name
-
-
-_CLAMPS = dict(_clamp_functions())
-
-
-def clamp_of(gm: fx.GraphModule, node: object) -> tuple[float, float] | None:
-    """Return the ``(minimum, maximum)`` that ``node`` clamps to, or None if it is no clamp to two numbers.
-
-    ReLU, ReLU6, hardtanh and clamp in all their spellings: module, function, method, in place.
-    """
-    if not isinstance(node, fx.Node):
-        return None
-    module = module_of(gm, node)
-    if module is not None:
-        return _module_bounds(module)
-    if node.op == "call_function":
-        name = _CLAMPS.get(node.target)  # type: ignore[arg-type]  # any callable may be asked for
-    else:
-        name = str(node.target).removesuffix("_") if node.op == "call_method" else None
-    return _call_bounds(name, node) if name in _CLAMP_DEFAULTS else None
-
-
-def _module_bounds(module: nn.Module) -> _Bounds | None:
-    if type(module) is nn.ReLU:
-        return 0.0, inf
-    # exact classes: a subclass may compute something else
-    if type(module) in (nn.ReLU6, nn.Hardtanh):
-        assert isinstance(module, nn.Hardtanh)
-        return float(module.min_val), float(module.max_val)
-    return None
-
-
-def _call_bounds(name: str, node: fx.Node) -> _Bounds | None:
-    low, high = _CLAMP_DEFAULTS[name]
-    given = [argument for argument in node.args[1:] if not isinstance(argument, bool)]
-    if name == "clamp_max":
-        given = [None, *given]
-    named = node.kwargs
-    low = _number(named.get("min", named.get("min_val", given[0] if given else None)), low)
-    high = _number(named.get("max", named.get("max_val", given[1] if len(given) > 1 else None)), high)
-    return None if low != low or high != high else (low, high)
-
-
-def _number(value: object, default: float) -> float:
-    """Return a bound as a float; NaN marks one that is computed by the graph."""
-    if value is None:
-        return default
-    return float(value) if isinstance(value, (int, float)) else float("nan")
 
 
 # Editing modules
@@ -336,22 +229,6 @@ def bypass(gm: fx.GraphModule, call: Call[nn.Module]) -> None:
     call.node.replace_all_uses_with(first_input(call.node))
     gm.graph.erase_node(call.node)
     delete_if_unused(gm, call.name)
-
-
-def is_inplace(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Return whether ``node`` writes its result over its first input."""
-    if node.kwargs.get("inplace") is True:
-        return True
-    if node.op == "call_module":
-        return getattr(module_of(gm, node), "inplace", False) is True
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    if node.op != "call_function":
-        return False
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.is_mutable
-    name = getattr(node.target, "__name__", "")
-    return node.target in _INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
 
 
 def erase_dead(gm: fx.GraphModule) -> None:

@@ -2,7 +2,8 @@
 
 from torch import fx
 
-from binarize.passes.graph import first_input, flowing, is_inplace
+from binarize.passes.graph import first_input, flowing
+from binarize.passes.operations import is_inplace
 
 __all__ = ["thread_inplace"]
 
