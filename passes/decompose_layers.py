@@ -41,7 +41,7 @@ class DecomposeLayers(Pass):
                 swap(gm, call, decompose(call.module, scheme, self._activation(gm, call, scheme, uses, shared)))
                 changed.append(call.name)
         missing = set(self.schemes) - set(changed)
-        return PassResult(tuple(changed), {name: "not called in this graph" for name in sorted(missing)})
+        return PassResult(tuple(changed), dict.fromkeys(sorted(missing), "not called in this graph"))
 
     @staticmethod
     def _activation(

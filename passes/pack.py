@@ -40,7 +40,8 @@ class PackLayers(Pass):
         changed: list[str] = []
         done: dict[int, nn.Module] = {}
         for call in calls(gm, (BinaryConv2d, BinaryLinear)):
-            packed = done.setdefault(id(call.module), pack_layer(call.module))
+            if id(call.module) not in done:
+                done[id(call.module)] = pack_layer(call.module)
             if _packs_outside(call.module):
                 self._read_planes(gm, call, made, packs)
             changed.append(call.name)

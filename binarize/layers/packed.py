@@ -78,7 +78,7 @@ class PackActivation(nn.Module):
         self.register_buffer("thresholds", kept)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map floats ``(n, c, h, w)`` or ``(..., c)`` to int32 planes ``(n, h, w, groups, m, words)`` or ``(..., 1, m, words)``."""
+        """Map ``(n, c, h, w)`` or ``(..., c)`` to int32 ``(n, h, w, groups, m, words)`` or ``(..., 1, m, words)``."""
         if not self.rows:
             return self._pack(x)
         flat = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
@@ -164,7 +164,8 @@ class PackedLayer(nn.Module, abc.ABC):
     @final
     def _apply(self, fn: Any, recurse: bool = True) -> "PackedLayer":
         self._forget()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     @final
     def set_weight(self, odd: Tensor, scale: Tensor, bias: Tensor) -> None:
@@ -307,7 +308,11 @@ class PackedConv2d(PackedLayer):
         key = (-x.shape[1], -x.shape[2])  # beside the border tables, which have positive keys
         if key not in self._tables:
             assert self.reader is not None
-            most = self.geometry.depth * (2 ** self.geometry.weight_terms[0] - 1) * (2 ** self.geometry.activation_terms[0] - 1)
+            most = (
+                self.geometry.depth
+                * (2 ** self.geometry.weight_terms[0] - 1)
+                * (2 ** self.geometry.activation_terms[0] - 1)
+            )
             self._tables[key] = threshold_table(self._digit, table, self.scale[0], most)
         thresholds, flip, _ = self._tables[key]
         assert flip is not None
@@ -367,7 +372,7 @@ class PackedLinear(PackedLayer):
 
 def geometry_of(config: dict[str, Any]) -> Geometry:
     """Rebuild the geometry from a layer's configuration."""
-    values = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config["geometry"].items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config["geometry"].items()}
     return Geometry(**values)
 
 

@@ -99,7 +99,8 @@ class WeightBasis(abc.ABC):
         """Unfold into sign planes: within a term of b planes, plane i has scale ``unit * 2**i``."""
         odd = self.odd(weight, unit)
         shape = (-1, *[1] * (weight.dim() - 1))
-        signs, scales = [], []
+        signs: list[Tensor] = []
+        scales: list[Tensor] = []
         for term, bits in enumerate(self.terms):
             code = (odd[term] + (2**bits - 1)) / 2
             signs.append(2 * power_digits(code, bits).to(weight.dtype) - 1)
@@ -138,7 +139,8 @@ class ActivationBasis(abc.ABC):
     def planes(self, x: Tensor, levels: Levels) -> Planes:
         """Unfold into sign planes: a digit d of weight s is ``s/2 + s/2 * (2 d - 1)``."""
         codes = self.codes(x, levels)
-        signs, scales = [], []
+        signs: list[Tensor] = []
+        scales: list[Tensor] = []
         for term, bits in enumerate(self.terms):
             signs.append(2 * power_digits(codes[term], bits).to(x.dtype) - 1)
             scales.extend(levels.step[term] * 2.0 ** (i - 1) for i in range(bits))
@@ -168,4 +170,3 @@ def even_sample(samples: Tensor, most: int) -> Tensor:
     flat = flat[flat.isfinite()]
     stride = -(-flat.numel() // most) if flat.numel() > most else 1
     return flat[::stride]
-

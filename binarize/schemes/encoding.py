@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import final
 
 import torch
@@ -42,7 +43,7 @@ class EncodingWeight(WeightBasis):
     @property
     def limit(self) -> int:
         """The largest odd integer."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     def fit(self, weight: Tensor) -> Tensor:
         """Return ``(1, o)``: the unit of least squared error, by search over clips and alternating least squares."""
@@ -101,7 +102,7 @@ class EncodingActivation(ActivationBasis):
     @property
     def top(self) -> int:
         """The largest code."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     def fit(self, samples: Tensor) -> Levels:
         """Return ``low`` and ``step`` of least squared error; ``low`` is 0 where no sample is negative."""
@@ -111,8 +112,8 @@ class EncodingActivation(ActivationBasis):
         smallest, largest = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
         low, high = smallest, largest
         for _ in range(3 if smallest < 0 else 1):
-            high = self._search(x, high, largest, lambda end, low=low: (low, end)) if largest > 0 else high
-            low = self._search(x, low, smallest, lambda end, high=high: (end, high)) if smallest < 0 else low
+            high = self._search(x, high, largest, partial(_with_low, low)) if largest > 0 else high
+            low = self._search(x, low, smallest, partial(_with_high, high)) if smallest < 0 else low
         return self._refined(x, low, high)
 
     def _search(self, x: Tensor, now: float, end: float, ends: Callable[[float], tuple[float, float]]) -> float:
@@ -154,3 +155,11 @@ class EncodingActivation(ActivationBasis):
         """Return the nearest level of each element; gradients stop outside the range."""
         value: Tensor = CodedActivation.apply(x, levels.low, levels.step[0], self.top)
         return value
+
+
+def _with_low(low: float, high: float) -> tuple[float, float]:
+    return low, high
+
+
+def _with_high(high: float, low: float) -> tuple[float, float]:
+    return low, high

@@ -38,7 +38,7 @@ class ResidualWeight(WeightBasis):
         return (1,) * self.branches
 
     def fit(self, weight: Tensor) -> Tensor:
-        """Return ``(branches, o)``: greedy scales, then least squares and greedy signs in turn; the best of all rounds."""
+        """Return ``(branches, o)``: greedy scales, then least squares and greedy signs in turn; the best round wins."""
         flat = rows(weight.detach()).float()
         unit = greedy_units(flat, self.branches)
         best, least = unit, error(flat, unit, self.odd(flat, unit))
@@ -81,7 +81,8 @@ def least_squares_units(flat: Tensor, signs: Tensor) -> Tensor:
     gram = planes @ planes.transpose(1, 2)
     right = (planes @ flat.double().unsqueeze(2)).squeeze(2)
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device) * (1e-6 * flat.shape[1])
-    return torch.linalg.solve(gram + eye, right).T.to(flat.dtype)
+    units: Tensor = torch.linalg.solve(gram + eye, right)
+    return units.T.to(flat.dtype)
 
 
 def error(flat: Tensor, unit: Tensor, odd: Tensor) -> Tensor:

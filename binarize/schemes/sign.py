@@ -59,7 +59,7 @@ class SignActivation(ActivationBasis):
         x = even_sample(samples, 1 << 18).double().sort().values
         n = x.numel()
         if n == 0 or bool(x[0] == x[-1]):
-            return Levels(*(torch.tensor(v) for v in (0.0, [1.0])), threshold=torch.zeros(1, 1))
+            return Levels(torch.tensor(0.0), torch.tensor([1.0]), torch.zeros(1, 1))
         below = x.cumsum(0)[:-1]
         count = torch.arange(1, n, dtype=torch.float64)
         gain = below.square() / count + (below[-1] + x[-1] - below).square() / (n - count)
