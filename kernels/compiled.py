@@ -1,0 +1,127 @@
+"""The compiled levels: addresses and sizes for the native module. The only Python that touches it."""
+
+import dataclasses
+import functools
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from binarize.errors import ModelError
+from binarize.kernels.format import words
+from binarize.kernels.problem import Conv2dProblem
+
+try:
+    from binarize.kernels import _native as native
+except ImportError:  # installed with BINARIZE_NO_KERNELS=1
+    native = None
+
+__all__ = ["Compiled", "compiled_levels", "native"]
+
+
+@functools.lru_cache(maxsize=4096)
+def _geometry(problem: Conv2dProblem) -> Any:  # noqa: ANN401 (an object of the native module)
+    window = [*problem.kernel, *problem.stride, *problem.padding, *problem.dilation]
+    per_group = problem.out_channels // problem.groups
+    terms = list(problem.weight_terms), list(problem.activation_terms)
+    return native.geometry(problem.groups, problem.words, per_group, window, *terms)
+
+
+def compiled_levels() -> list[tuple[str, bool]]:
+    """Return name and whether this CPU runs it, best first; empty where nothing was compiled."""
+    return [] if native is None else list(native.levels())
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _check(status: int, classes: int) -> None:
+    if status:
+        raise ModelError(f"cannot run a packed convolution: a border class lies outside the {classes} rows given")
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """The ops of one compiled level; `binarize.kernels.reference` says what each computes."""
+
+    index: int
+
+    def _shared(self, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> tuple[Any, ...]:
+        n, h, w = x.shape[:3]
+        sizes = (n, h, w, *problem.out_size(h, w))
+        return (self.index, _geometry(problem), *sizes, x.data_ptr(), weight.data_ptr(), torch.get_num_threads())
+
+    def conv2d_integer(self, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> Tensor:
+        """See `binarize.kernels.reference.conv2d_integer`."""
+        shared = self._shared(problem, x, weight)
+        n, oh, ow = shared[2], shared[5], shared[6]
+        out = torch.empty((n, oh, ow, problem.products, problem.out_channels), dtype=torch.int32)
+        native.conv2d_integer(*shared, out.data_ptr())
+        return out
+
+    def conv2d(
+        self,
+        problem: Conv2dProblem,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        row_class: Tensor | None,
+        column_class: Tensor | None,
+        residual: Tensor | None,
+        minimum: float,
+        maximum: float,
+    ) -> Tensor:
+        """See `binarize.kernels.reference.conv2d`."""
+        shared = self._shared(problem, x, weight)
+        n, oh, ow = shared[2], shared[5], shared[6]
+        out = torch.empty((n, problem.out_channels, oh, ow), memory_format=torch.channels_last)
+        if residual is not None:
+            residual = residual.contiguous(memory_format=torch.channels_last)
+        tables = scale.data_ptr(), bias.data_ptr(), len(bias), _address(row_class), _address(column_class)
+        status = native.conv2d_values(*shared, out.data_ptr(), *tables, _address(residual), minimum, maximum)
+        _check(status, len(bias))
+        return out
+
+    def conv2d_threshold(
+        self,
+        problem: Conv2dProblem,
+        x: Tensor,
+        weight: Tensor,
+        thresholds: Tensor,
+        flip: Tensor,
+        row_class: Tensor | None,
+        column_class: Tensor | None,
+    ) -> Tensor:
+        """See `binarize.kernels.reference.conv2d_threshold`."""
+        shared = self._shared(problem, x, weight)
+        n, oh, ow = shared[2], shared[5], shared[6]
+        out = torch.zeros((n, oh, ow, 1, 1, words(problem.out_channels)), dtype=torch.int32)
+        tables = thresholds.data_ptr(), flip.data_ptr(), len(thresholds), _address(row_class), _address(column_class)
+        _check(native.conv2d_threshold(*shared, out.data_ptr(), *tables), len(thresholds))
+        return out
+
+    def pack_uniform(self, x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
+        """See `binarize.kernels.reference.pack_uniform`."""
+        return self._pack(x, bits, groups, low, inverse_step, None)
+
+    def pack_thresholds(self, x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
+        """See `binarize.kernels.reference.pack_thresholds`."""
+        return self._pack(x, len(thresholds), groups, 0.0, 0.0, thresholds)
+
+    def _pack(
+        self, x: Tensor, planes: int, groups: int, low: float, inverse_step: float, thresholds: Tensor | None
+    ) -> Tensor:
+        n, c, h, w = x.shape
+        per_group = words(c // groups)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        if not channels_last:
+            x = x.contiguous()
+        out = torch.empty((n, h, w, groups, planes, per_group), dtype=torch.int32)
+        layout = n, h * w, c, groups, planes, per_group, channels_last
+        shared = thresholds is not None and thresholds.shape[1] == 1
+        numbers = low, inverse_step, _address(thresholds), shared, torch.get_num_threads()
+        native.pack(self.index, x.data_ptr(), out.data_ptr(), *layout, *numbers)
+        return out

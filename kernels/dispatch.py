@@ -1,0 +1,130 @@
+"""The table of levels, best first, and the choice between them.
+
+``BINARIZE_KERNEL=name`` forces one level; `levels` says which run here and why the others do not.
+"""
+
+import dataclasses
+import functools
+import os
+from typing import Protocol, cast, final
+
+from torch import Tensor
+
+from binarize.errors import NoKernelError, nearest
+from binarize.kernels import reference
+from binarize.kernels.compiled import Compiled, compiled_levels
+from binarize.kernels.problem import Conv2dProblem
+
+__all__ = ["LEVELS", "Kernels", "Level", "choose", "levels"]
+
+_VARIABLE = "BINARIZE_KERNEL"
+
+
+class Kernels(Protocol):
+    """What a level computes; `binarize.kernels.reference` is the definition of each."""
+
+    def pack_uniform(self, x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
+        """Digit planes of the uniform code."""
+
+    def pack_thresholds(self, x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
+        """One digit plane per threshold."""
+
+    def conv2d_integer(self, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> Tensor:
+        """Integer accumulators."""
+
+    def conv2d(
+        self,
+        problem: Conv2dProblem,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        row_class: Tensor | None,
+        column_class: Tensor | None,
+        residual: Tensor | None,
+        minimum: float,
+        maximum: float,
+    ) -> Tensor:
+        """Accumulators, then the float epilogue."""
+
+    def conv2d_threshold(
+        self,
+        problem: Conv2dProblem,
+        x: Tensor,
+        weight: Tensor,
+        thresholds: Tensor,
+        flip: Tensor,
+        row_class: Tensor | None,
+        column_class: Tensor | None,
+    ) -> Tensor:
+        """Accumulators, then the integer threshold."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """One row of the table. ``missing`` is why it cannot run on this machine, or None."""
+
+    name: str
+    kernels: Kernels
+    missing: str | None
+
+    def why_not(self, problem: Conv2dProblem | None = None) -> str | None:
+        """Return why this level cannot run ``problem`` (None: anything at all), or None."""
+        if self.missing is not None or problem is None:
+            return self.missing
+        why = problem.why_not_int32()
+        if why is None and isinstance(self.kernels, Compiled):
+            why = problem.why_not_native()
+        return why
+
+
+_CPU_LEVELS = ("avx512_vpopcntdq", "avx2", "scalar")  # best first, as in native/levels.inc
+
+
+def _level(name: str) -> Level:
+    compiled = compiled_levels()
+    names = [known for known, _ in compiled]
+    if not compiled:
+        missing: str | None = "not compiled (installed with BINARIZE_NO_KERNELS=1); reinstall without it"
+    elif name not in names:
+        missing = "not compiled for this kind of CPU"
+    else:
+        missing = None if dict(compiled)[name] else f"this CPU lacks {name}"
+    return Level(name, Compiled(names.index(name) if name in names else -1), missing)
+
+
+LEVELS: tuple[Level, ...] = (  # best first
+    *(_level(name) for name in _CPU_LEVELS),
+    Level("reference", cast("Kernels", reference), None),
+)
+
+
+def levels() -> list[tuple[str, str | None]]:
+    """Return name and reason of each level, best first; the reason is None where it runs on this machine."""
+    return [(level.name, level.why_not()) for level in LEVELS]
+
+
+def choose(problem: Conv2dProblem | None = None) -> Kernels:
+    """Return the kernels of the best level that runs ``problem`` (None: packing, which every level does).
+
+    Raises:
+        NoKernelError: Nothing runs it, or ``BINARIZE_KERNEL`` names a level that cannot or is not there.
+    """
+    return _choose(problem, os.environ.get(_VARIABLE) or None)
+
+
+@functools.lru_cache(maxsize=4096)
+def _choose(problem: Conv2dProblem | None, forced: str | None) -> Kernels:
+    known = [level.name for level in LEVELS]
+    if forced is not None and forced not in known:
+        why = f"no such kernel{nearest(forced, known)}; {_VARIABLE} may be one of {', '.join(known)}"
+        raise NoKernelError(problem or "packing", {forced: why})
+    reasons = {}
+    for level in LEVELS:
+        skipped = f"{_VARIABLE}={forced}" if forced not in (None, level.name) else None
+        why_not = skipped or level.why_not(problem)
+        if why_not is None:
+            return level.kernels
+        reasons[level.name] = why_not
+    raise NoKernelError(problem or "packing", reasons)

@@ -1,0 +1,161 @@
+// The convolution around a level's inner kernel: loops over channel blocks, then over tiles of pixels.
+#pragma once
+
+#include "../threads.h"
+#include "epilogue.h"
+
+namespace binarize {
+namespace {
+
+template <class Level>
+using CountTile = void (*)(const Operands&, const uint32_t* const*, uint32_t (*)[kLanes]);
+
+template <class Level>
+CountTile<Level> counter_of(int pixels) {
+  static_assert(Level::kTile <= kMostPixels, "tables below hold seven sizes");
+  switch (smaller(pixels, Level::kTile)) {
+    case 1:
+      return Level::template count<1>;
+    case 2:
+      return Level::template count<2>;
+    case 3:
+      return Level::template count<3>;
+    case 4:
+      return Level::template count<4>;
+    case 5:
+      return Level::template count<(Level::kTile < 5 ? Level::kTile : 5)>;
+    case 6:
+      return Level::template count<(Level::kTile < 6 ? Level::kTile : 6)>;
+    default:
+      return Level::template count<Level::kTile>;
+  }
+}
+
+// One block of channels over all pixels of a chunk.
+struct Block {
+  int64_t group, index;
+};
+
+template <class Level, class Epilogue>
+void run_tile(const Plan& plan, const Chunk& chunk, const Workspace& space, Block block, int64_t first, int pixels,
+              const Epilogue& epilogue) {
+  const Geometry& g = *plan.call->geometry;
+  alignas(64) uint32_t counts[kMostPixels][kLanes];
+  alignas(64) float partial[kMostPixels][kLanes];
+  const uint32_t* places[kMostPixels];
+  for (int pixel = 0; pixel < pixels; ++pixel)
+    places[pixel] = chunk.view + space.offsets[first + pixel] + block.group * plan.group;
+  const uint32_t* weight = plan.call->weight + block.group * plan.group_words + block.index * plan.block_words;
+  const int64_t first_lane = block.index * kLanes;
+  Counted tile{counts,
+               pixels,
+               first,
+               (chunk.image * plan.rows + chunk.first) * plan.columns + first,
+               nullptr,
+               space.classes,
+               0,
+               0,
+               block.group * g.out_channels + first_lane,
+               static_cast<int>(smaller(kLanes, g.out_channels - first_lane))};
+  const CountTile<Level> count = counter_of<Level>(pixels);
+  for (; tile.product < plan.product_count; ++tile.product) {
+    const Product& product = plan.products[tile.product];
+    count({weight, plan.runs, product.passes, plan.run_count, product.pass_count}, places, counts);
+    tile.windows = space.windows + (product.activation_term * g.groups + block.group) * chunk.pixels();
+    tile.odd_sum = product.odd_sum;
+    epilogue(tile, partial);
+  }
+}
+
+template <class Level, class Epilogue>
+void run_chunk(const Plan& plan, Chunk& chunk, const Workspace& space, int64_t first_unit, int64_t last_unit) {
+  chunk.view = make_view(plan, chunk, space);
+  count_windows(plan, chunk, space);
+  place_pixels(plan, chunk, space);
+  const Epilogue epilogue{*plan.call, plan.product_count};
+  const int64_t pixels = chunk.pixels(), tiles = ceil_div(pixels, Level::kTile);
+  for (int64_t unit = first_unit; unit < last_unit; ++unit) {
+    const Block block{unit / plan.blocks, unit % plan.blocks};
+    // Tiles of nearly one size: 8 pixels are 4 + 4, for the inner kernel hides latency by the size of its tile.
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t first = tile * pixels / tiles, last = (tile + 1) * pixels / tiles;
+      run_tile<Level>(plan, chunk, space, block, first, static_cast<int>(last - first), epilogue);
+    }
+  }
+}
+
+template <class Level, class Epilogue>
+void run_part(const void* context, int part, int parts) {
+  const Plan& plan = *static_cast<const Plan*>(context);
+  const Workspace space = lay_out(plan, plan.workspace + plan.part_bytes * static_cast<size_t>(part));
+  const int64_t all_rows = plan.images * plan.rows;
+  const int64_t first_unit = plan.by_units ? plan.units * part / parts : 0;
+  const int64_t last_unit = plan.by_units ? plan.units * (part + 1) / parts : plan.units;
+  const int64_t last_row = plan.by_units ? all_rows : all_rows * (part + 1) / parts;
+  for (int64_t row = plan.by_units ? 0 : all_rows * part / parts; row < last_row;) {
+    const int64_t image = row / plan.rows, first = row % plan.rows;
+    const int64_t taken = smaller(smaller(plan.rows - first, last_row - row), plan.chunk_rows);
+    const int64_t columns = image + 1 == plan.images ? plan.last_columns : plan.columns;
+    Chunk chunk{image, first, first + taken, columns, nullptr};
+    run_chunk<Level, Epilogue>(plan, chunk, space, first_unit, last_unit);
+    row += taken;
+  }
+}
+
+inline bool classes_fit(const Conv2d& call) {
+  if (call.row_class == nullptr) return true;
+  const int64_t limit = call.classes;
+  int64_t most_row = 0, most_column = 0, least = 0;
+  for (int64_t y = 0; y < call.out_h; ++y) {
+    most_row = call.row_class[y] > most_row ? call.row_class[y] : most_row;
+    least = smaller(least, call.row_class[y]);
+  }
+  for (int64_t x = 0; x < call.out_w; ++x) {
+    most_column = call.column_class[x] > most_column ? call.column_class[x] : most_column;
+    least = smaller(least, call.column_class[x]);
+  }
+  return least >= 0 && most_row + most_column < limit;
+}
+
+// Place the shared tables at the head of the scratch and each thread's part behind them.
+inline bool allocate(Plan& plan) {
+  const Geometry& g = *plan.call->geometry;
+  const size_t run_bytes = aligned(static_cast<size_t>(plan.taps) * sizeof(Run));
+  const size_t pass_bytes =
+      aligned(static_cast<size_t>(g.total_weight_planes * g.total_activation_planes) * sizeof(Pass));
+  plan.product_count = g.weight_terms * g.activation_terms;
+  const size_t product_bytes = aligned(static_cast<size_t>(plan.product_count) * sizeof(Product));
+  plan.part_bytes = lay_out(plan, nullptr).bytes;
+  const size_t shared = run_bytes + pass_bytes + product_bytes;
+  char* memory = static_cast<char*>(scratch(shared + plan.part_bytes * static_cast<size_t>(plan.parts)));
+  if (memory == nullptr) return false;
+  Run* runs = reinterpret_cast<Run*>(memory);
+  Pass* passes = reinterpret_cast<Pass*>(memory + run_bytes);
+  Product* products = reinterpret_cast<Product*>(memory + run_bytes + pass_bytes);
+  plan.run_count = fill_runs(plan, runs);
+  fill_products(plan, products, passes);
+  plan.runs = runs;
+  plan.products = products;
+  plan.workspace = memory + shared;
+  return true;
+}
+
+template <class Level>
+Status conv2d(const Conv2d& call) {
+  if (call.n * call.out_h * call.out_w == 0) return Status::ok;
+  if (!classes_fit(call)) return Status::class_out_of_range;
+  Plan plan{};
+  plan.call = &call;
+  set_extents(plan);
+  set_strides(plan);
+  share_out(plan, Level::kWordsPerMicrosecond);
+  if (!allocate(plan)) return Status::no_memory;
+  const Work work = call.integers != nullptr ? run_part<Level, StoreIntegers<Level>>
+                    : call.values != nullptr ? run_part<Level, StoreValues<Level>>
+                                             : run_part<Level, StoreDigits<Level>>;
+  run_parts(plan.parts, work, &plan);
+  return Status::ok;
+}
+
+}  // namespace
+}  // namespace binarize

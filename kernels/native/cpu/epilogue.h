@@ -1,0 +1,139 @@
+// From counts to outputs. The dot product of a window with odd weights is
+//   odd_sum * popcounts(window) - 2 * counts,
+// taken modulo 2^32, which is exact because the caller keeps the true value below 2^31.
+#pragma once
+
+#include <string.h>
+
+#include "window.h"
+
+namespace binarize {
+namespace {
+
+// One tile after it was counted for one product.
+struct Counted {
+  const uint32_t (*counts)[kLanes];
+  int pixels;
+  int64_t first_pixel;     // in the chunk
+  int64_t first_output;    // in the whole output
+  const int32_t* windows;  // of the chunk
+  const int32_t* classes;  // of the chunk
+  int product;
+  uint32_t odd_sum;
+  int64_t channel;  // first of the block, over all groups
+  int lanes;        // channels of the block that exist
+};
+
+inline uint32_t base_of(const Counted& tile, int pixel) {
+  return tile.odd_sum * static_cast<uint32_t>(tile.windows[tile.first_pixel + pixel]);
+}
+
+inline int64_t all_channels(const Conv2d& call) {
+  return static_cast<int64_t>(call.geometry->groups) * call.geometry->out_channels;
+}
+
+template <class Level>
+struct StoreIntegers {
+  const Conv2d& call;
+  int products;
+
+  void operator()(const Counted& tile, float (*)[kLanes]) const {
+    const int64_t channels = all_channels(call);
+    for (int pixel = 0; pixel < tile.pixels; ++pixel) {
+      int32_t* to = call.integers + ((tile.first_output + pixel) * products + tile.product) * channels + tile.channel;
+      const uint32_t base = base_of(tile, pixel);
+      for (int lane = 0; lane < tile.lanes; ++lane)
+        to[lane] = static_cast<int32_t>(base - 2u * tile.counts[pixel][lane]);
+    }
+  }
+};
+
+// Every multiplication and addition is rounded by itself (the build forbids contraction), so that all levels agree
+// bit for bit with the plain-torch definition.
+template <bool kLast, bool kResidual>
+__attribute__((always_inline)) inline void affine(const uint32_t* counts, uint32_t base, const float* from,
+                                                  const float* scale, const float* residual, float minimum,
+                                                  float maximum, int lanes, float* to) {
+#pragma GCC ivdep
+  for (int lane = 0; lane < lanes; ++lane) {
+    const float product = scale[lane] * static_cast<float>(static_cast<int32_t>(base - 2u * counts[lane]));
+    float y = from[lane] + product;
+    if (kLast && kResidual) y = y + residual[lane];
+    if (kLast) y = minimum > y ? minimum : y;
+    if (kLast) y = maximum < y ? maximum : y;
+    to[lane] = y;
+  }
+}
+
+template <class Level>
+struct StoreValues {
+  const Conv2d& call;
+  int products;
+
+  template <bool kLast, bool kResidual>
+  void rows(const Counted& tile, float (*partial)[kLanes]) const {
+    const int64_t channels = all_channels(call);
+    const float* scale = call.scale + tile.product * channels + tile.channel;
+    for (int pixel = 0; pixel < tile.pixels; ++pixel) {
+      const int64_t place = (tile.first_output + pixel) * channels + tile.channel;
+      const float* bias = call.bias + tile.classes[tile.first_pixel + pixel] * channels + tile.channel;
+      const float* from = tile.product == 0 ? bias : partial[pixel];
+      const float* residual = kResidual ? call.residual + place : nullptr;
+      float* to = kLast ? call.values + place : partial[pixel];
+      const uint32_t base = base_of(tile, pixel);
+      if (tile.lanes == kLanes)
+        affine<kLast, kResidual>(tile.counts[pixel], base, from, scale, residual, call.minimum, call.maximum, kLanes,
+                                 to);
+      else
+        affine<kLast, kResidual>(tile.counts[pixel], base, from, scale, residual, call.minimum, call.maximum,
+                                 tile.lanes, to);
+    }
+  }
+
+  void operator()(const Counted& tile, float (*partial)[kLanes]) const {
+    if (tile.product + 1 < products)
+      rows<false, false>(tile, partial);
+    else if (call.residual != nullptr)
+      rows<true, true>(tile, partial);
+    else
+      rows<true, false>(tile, partial);
+  }
+};
+
+template <class Level>
+struct StoreDigits {
+  const Conv2d& call;
+  int products;
+
+  // A group's block may start inside a word; its bits then go over two, which the caller has zeroed.
+  void put(uint32_t bits, int64_t pixel, int64_t channel, int64_t words) const {
+    uint32_t* to = call.digits + pixel * words + channel / 32;
+    const int shift = static_cast<int>(channel % 32);
+    to[0] |= bits << shift;
+    if (shift != 0 && (bits >> (32 - shift)) != 0) to[1] |= bits >> (32 - shift);
+  }
+
+  uint32_t flips(const Counted& tile) const {
+    uint32_t bits = 0;
+    for (int lane = 0; lane < tile.lanes; ++lane)
+      bits |= static_cast<uint32_t>(call.flip[tile.channel + lane] != 0) << lane;
+    return bits;
+  }
+
+  void operator()(const Counted& tile, float (*)[kLanes]) const {
+    const int64_t channels = all_channels(call), words = ceil_div(channels, 64) * 2;
+    const uint32_t exist = tile.lanes == kLanes ? ~0u : (1u << tile.lanes) - 1u, flip = flips(tile);
+    int32_t dots[kLanes], thresholds[kLanes] = {};
+    for (int pixel = 0; pixel < tile.pixels; ++pixel) {
+      const int32_t* row = call.thresholds + tile.classes[tile.first_pixel + pixel] * channels + tile.channel;
+      if (tile.lanes < kLanes)
+        row = static_cast<int32_t*>(memcpy(thresholds, row, static_cast<size_t>(tile.lanes) * 4));
+      const uint32_t base = base_of(tile, pixel);
+      for (int lane = 0; lane < kLanes; ++lane) dots[lane] = static_cast<int32_t>(base - 2u * tile.counts[pixel][lane]);
+      put((Level::at_least(dots, row) ^ flip) & exist, tile.first_output + pixel, tile.channel, words);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace binarize

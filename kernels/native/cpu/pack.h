@@ -1,0 +1,159 @@
+// Float activations to digit planes, around a level's comparisons of 32 values at a time.
+#pragma once
+
+#include <string.h>
+
+#include "../problem.h"
+#include "../threads.h"
+#include "tile.h"
+
+namespace binarize {
+namespace {
+
+constexpr int kColumn = 16;  // pixels taken together where channels lie apart
+
+inline float clamped_code(float x, float low, float inverse_step, float top) {
+  float code = (x - low) * inverse_step + 0.5f;
+  code = code > 0.0f ? code : 0.0f;  // NaN too becomes 0
+  return code < top ? code : top;    // from here on, truncation is the floor
+}
+
+template <class Level>
+struct UniformDigits {
+  const Pack& call;
+  float top;
+
+  explicit UniformDigits(const Pack& pack) : call(pack), top(static_cast<float>((1 << pack.planes) - 1)) {}
+
+  void row(const float* x, int64_t, int, uint32_t* words) const {
+    Level::encode(x, call.low, call.inverse_step, top, call.planes, words);
+  }
+
+  void column(const float* x, int64_t, int bit, uint32_t (*words)[kColumn]) const {
+    uint32_t codes[kColumn];
+    for (int pixel = 0; pixel < kColumn; ++pixel)
+      codes[pixel] =
+          static_cast<uint32_t>(static_cast<int32_t>(clamped_code(x[pixel], call.low, call.inverse_step, top)));
+    for (int plane = 0; plane < call.planes; ++plane)
+      for (int pixel = 0; pixel < kColumn; ++pixel) words[plane][pixel] |= (codes[pixel] >> plane & 1u) << bit;
+  }
+};
+
+template <class Level>
+struct ThresholdDigits {
+  const Pack& call;
+
+  explicit ThresholdDigits(const Pack& pack) : call(pack) {}
+
+  float threshold(int plane, int64_t channel) const {
+    return call.thresholds_shared ? call.thresholds[plane] : call.thresholds[plane * call.channels + channel];
+  }
+
+  void row(const float* x, int64_t channel, int lanes, uint32_t* words) const {
+    float held[kLanes] = {};
+    for (int plane = 0; plane < call.planes; ++plane) {
+      const float* thresholds = call.thresholds + plane * call.channels + channel;
+      if (call.thresholds_shared || lanes < kLanes) {
+        for (int lane = 0; lane < lanes; ++lane) held[lane] = threshold(plane, channel + lane);
+        thresholds = held;
+      }
+      words[plane] = Level::not_below(x, thresholds);
+    }
+  }
+
+  void column(const float* x, int64_t channel, int bit, uint32_t (*words)[kColumn]) const {
+    for (int plane = 0; plane < call.planes; ++plane) {
+      const float level = threshold(plane, channel);
+      for (int pixel = 0; pixel < kColumn; ++pixel)
+        words[plane][pixel] |= static_cast<uint32_t>(!(x[pixel] < level)) << bit;
+    }
+  }
+};
+
+inline int lanes_of(int64_t channels, int word) {
+  const int64_t left = channels - static_cast<int64_t>(word) * kLanes;
+  return static_cast<int>(left < 0 ? 0 : left < kLanes ? left : kLanes);
+}
+
+// Channels of a pixel are neighbours: 32 of them make a word of each plane.
+template <class Level, class Digits>
+void pack_rows(const void* context, int part, int parts) {
+  const Digits& digits = *static_cast<const Digits*>(context);
+  const Pack& call = digits.call;
+  const int64_t per_group = call.channels / call.groups, pixels = call.n * call.pixels;
+  const int64_t strip_words = static_cast<int64_t>(call.planes) * call.words;
+  for (int64_t pixel = pixels * part / parts; pixel < pixels * (part + 1) / parts; ++pixel) {
+    uint32_t* strip = call.out + pixel * call.groups * strip_words;
+    for (int group = 0; group < call.groups; ++group, strip += strip_words) {
+      for (int word = 0; word < call.words; ++word) {
+        const int lanes = lanes_of(per_group, word);
+        uint32_t words[kMaxPlanes] = {};
+        float held[kLanes] = {};
+        const int64_t channel = group * per_group + static_cast<int64_t>(word) * kLanes;
+        const float* x = call.x + pixel * call.channels + channel;
+        if (lanes > 0 && lanes < kLanes) x = static_cast<float*>(memcpy(held, x, static_cast<size_t>(lanes) * 4));
+        if (lanes > 0) digits.row(x, channel, lanes, words);
+        const uint32_t exist = lanes == kLanes ? ~0u : (1u << lanes) - 1u;
+        for (int plane = 0; plane < call.planes; ++plane) strip[plane * call.words + word] = words[plane] & exist;
+      }
+    }
+  }
+}
+
+// Pixels of a channel are neighbours: each channel adds its bit to the words of 16 pixels.
+template <class Level, class Digits>
+void pack_column(const Digits& digits, int64_t image, int64_t first, int count) {
+  const Pack& call = digits.call;
+  const int64_t per_group = call.channels / call.groups;
+  const int64_t strip_words = static_cast<int64_t>(call.planes) * call.words;
+  for (int group = 0; group < call.groups; ++group) {
+    for (int word = 0; word < call.words; ++word) {
+      uint32_t words[kMaxPlanes][kColumn];
+      memset(words, 0, static_cast<size_t>(call.planes) * sizeof(words[0]));
+      const int64_t channel = group * per_group + static_cast<int64_t>(word) * kLanes;
+      const float* x = call.x + (image * call.channels + channel) * call.pixels + first;
+      for (int lane = 0; lane < lanes_of(per_group, word); ++lane, x += call.pixels) {
+        float held[kColumn] = {};
+        const float* from = x;
+        if (count < kColumn) from = static_cast<float*>(memcpy(held, x, static_cast<size_t>(count) * 4));
+        digits.column(from, channel + lane, lane, words);
+      }
+      uint32_t* to = call.out + ((image * call.pixels + first) * call.groups + group) * strip_words + word;
+      for (int pixel = 0; pixel < count; ++pixel, to += call.groups * strip_words)
+        for (int plane = 0; plane < call.planes; ++plane) to[plane * call.words] = words[plane][pixel];
+    }
+  }
+}
+
+template <class Level, class Digits>
+void pack_columns(const void* context, int part, int parts) {
+  const Digits& digits = *static_cast<const Digits*>(context);
+  const Pack& call = digits.call;
+  const int64_t columns = (call.pixels + kColumn - 1) / kColumn, all = call.n * columns;
+  for (int64_t column = all * part / parts; column < all * (part + 1) / parts; ++column) {
+    const int64_t first = column % columns * kColumn, left = call.pixels - first;
+    pack_column<Level>(digits, column / columns, first, static_cast<int>(left < kColumn ? left : kColumn));
+  }
+}
+
+template <class Level, class Digits>
+void pack_with(const Pack& call) {
+  constexpr int64_t kFewestValues = 1 << 16;  // below, sharing out costs more than it gives
+  const Digits digits(call);
+  const int64_t worth = call.n * call.pixels * call.channels / kFewestValues + 1;
+  const int parts = static_cast<int>(worth < call.threads ? worth : call.threads);
+  run_parts(parts, call.channels_last ? pack_rows<Level, Digits> : pack_columns<Level, Digits>, &digits);
+}
+
+template <class Level>
+Status pack(const Pack& call) {
+  if (call.n * call.pixels == 0) return Status::ok;
+  if (call.thresholds != nullptr)
+    pack_with<Level, ThresholdDigits<Level>>(call);
+  else
+    pack_with<Level, UniformDigits<Level>>(call);
+  return Status::ok;
+}
+
+}  // namespace
+}  // namespace binarize

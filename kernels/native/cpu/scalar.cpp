@@ -1,0 +1,68 @@
+// Plain C++: what every machine runs, and what the other levels are read against.
+#include "conv2d.h"
+#include "pack.h"
+
+namespace binarize {
+namespace {
+
+inline uint32_t popcount(uint32_t x) {
+  x = x - (x >> 1 & 0x55555555u);
+  x = (x & 0x33333333u) + (x >> 2 & 0x33333333u);
+  x = (x + (x >> 4)) & 0x0F0F0F0Fu;
+  x = x + (x >> 8);
+  return (x + (x >> 16)) & 0x3Fu;
+}
+
+struct Scalar {
+  static constexpr int kTile = 4;
+  static constexpr double kWordsPerMicrosecond = 2000;
+
+  template <int P>
+  static void count(const Operands& operands, const uint32_t* const* pixels, uint32_t (*counts)[kLanes]) {
+    memset(counts, 0, sizeof(counts[0]) * P);
+    for (int index = 0; index < operands.pass_count; ++index) {
+      const Pass& pass = operands.passes[index];
+      for (int pixel = 0; pixel < P; ++pixel)
+        add_products(operands, pixels[pixel] + pass.digits, operands.weight + pass.weight, counts[pixel]);
+      if (!pass.closes || index + 1 == operands.pass_count) continue;
+      for (int pixel = 0; pixel < P; ++pixel)
+        for (int lane = 0; lane < kLanes; ++lane) counts[pixel][lane] *= 2;
+    }
+  }
+
+  static void add_products(const Operands& operands, const uint32_t* digits, const uint32_t* weight, uint32_t* counts) {
+    for (int run = 0; run < operands.run_count; ++run)
+      for (int word = 0; word < operands.runs[run].words; word += 2, weight += kPairWords)
+        for (int lane = 0; lane < kLanes; ++lane) {
+          const uint32_t* pair = digits + operands.runs[run].offset + word;
+          const uint32_t* signs = weight + lane / 16 * 32 + lane % 16;
+          counts[lane] += popcount(pair[0] & signs[0]) + popcount(pair[1] & signs[16]);
+        }
+  }
+
+  static uint32_t at_least(const int32_t* a, const int32_t* b) {
+    uint32_t bits = 0;
+    for (int lane = 0; lane < kLanes; ++lane) bits |= static_cast<uint32_t>(a[lane] >= b[lane]) << lane;
+    return bits;
+  }
+
+  static uint32_t not_below(const float* x, const float* thresholds) {
+    uint32_t bits = 0;
+    for (int lane = 0; lane < kLanes; ++lane) bits |= static_cast<uint32_t>(!(x[lane] < thresholds[lane])) << lane;
+    return bits;
+  }
+
+  static void encode(const float* x, float low, float inverse_step, float top, int planes, uint32_t* words) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const uint32_t code = static_cast<uint32_t>(clamped_code(x[lane], low, inverse_step, top));
+      for (int plane = 0; plane < planes; ++plane) words[plane] |= (code >> plane & 1u) << lane;
+    }
+  }
+};
+
+}  // namespace
+
+Status conv2d_scalar(const Conv2d& call) { return conv2d<Scalar>(call); }
+Status pack_scalar(const Pack& call) { return pack<Scalar>(call); }
+
+}  // namespace binarize

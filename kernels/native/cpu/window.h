@@ -1,0 +1,112 @@
+// What a thread prepares before it multiplies: the zero-bordered copy, the popcounts of its windows, and where each of
+// its output pixels reads.
+#pragma once
+
+#include "plan.h"
+
+namespace binarize {
+namespace {
+
+// Output rows [first, last) of one image, and the words their taps read.
+struct Chunk {
+  int64_t image, first, last, columns;
+  const uint32_t* view;
+  int64_t pixels() const { return (last - first) * columns; }
+};
+
+inline void copy_words(uint32_t* to, const uint32_t* from, int64_t pixels, int64_t words, int64_t from_stride) {
+  if (from_stride == words) {
+    memcpy(to, from, static_cast<size_t>(pixels * words) * 4);
+    return;
+  }
+  for (int64_t x = 0; x < pixels; ++x)
+    for (int64_t word = 0; word < words; word += 2) memcpy(to + x * words + word, from + x * from_stride + word, 8);
+}
+
+inline void copy_row(const Plan& plan, const uint32_t* from, uint32_t* to) {
+  const Geometry& g = *plan.call->geometry;
+  const int64_t strips = static_cast<int64_t>(g.groups) * g.total_activation_planes, border = g.padding_w * g.words;
+  for (int64_t strip = 0; strip < strips; ++strip, to += plan.plane) {
+    memset(to, 0, static_cast<size_t>(border) * 4);
+    copy_words(to + border, from + strip * g.words, plan.input_w, g.words, strips * g.words);
+    memset(to + border + plan.input_w * g.words, 0, static_cast<size_t>(border) * 4);
+  }
+}
+
+inline const uint32_t* make_view(const Plan& plan, const Chunk& chunk, const Workspace& space) {
+  const Geometry& g = *plan.call->geometry;
+  const uint32_t* image = plan.call->x + chunk.image * plan.image_words;
+  const int64_t top = chunk.first * g.stride_h - g.padding_h, rows = view_rows(g, chunk.last - chunk.first);
+  if (!plan.copies) return image + top * plan.row;
+  const int64_t input_row = plan.image_words / plan.input_h;
+  for (int64_t row = 0; row < rows; ++row) {
+    uint32_t* to = space.copy + row * plan.row;
+    const int64_t y = top + row;
+    if (y < 0 || y >= plan.input_h)
+      memset(to, 0, static_cast<size_t>(plan.row) * 4);
+    else
+      copy_row(plan, image + y * input_row, to);
+  }
+  return space.copy;
+}
+
+inline void add_popcounts(const uint32_t* words, int64_t stride, int64_t count, int64_t pixels, int place,
+                          int32_t* sums) {
+  for (int64_t x = 0; x < pixels; ++x) {
+    int32_t sum = 0;
+    for (int64_t word = 0; word < count; word += 2) {
+      uint64_t pair;
+      memcpy(&pair, words + x * stride + word, 8);
+      sum += __builtin_popcountll(pair);
+    }
+    sums[x] += sum << place;
+  }
+}
+
+// Sum the popcounts of one map of pixels over the taps of each output pixel.
+inline void add_taps(const Plan& plan, const Chunk& chunk, const int32_t* popcounts, int32_t* windows) {
+  const Geometry& g = *plan.call->geometry;
+  for (int64_t y = 0; y < chunk.last - chunk.first; ++y, windows += chunk.columns)
+    for (int64_t tap = 0; tap < plan.taps; ++tap) {
+      const int64_t row = y * g.stride_h + tap / g.kernel_w * g.dilation_h;
+      const int32_t* from = popcounts + row * plan.view_w + tap % g.kernel_w * g.dilation_w;
+      for (int64_t x = 0; x < chunk.columns; ++x) windows[x] += from[x * g.stride_w];
+    }
+}
+
+inline void count_windows(const Plan& plan, const Chunk& chunk, const Workspace& space) {
+  const Geometry& g = *plan.call->geometry;
+  const int64_t rows = view_rows(g, chunk.last - chunk.first), area = rows * plan.view_w;
+  // The last piece of a flattened row may be short: past its end there is nothing to read.
+  const int64_t width = plan.flat ? chunk.columns : plan.view_w;
+  const int64_t maps = static_cast<int64_t>(g.activation_terms) * g.groups;
+  memset(space.popcounts, 0, static_cast<size_t>(maps * area) * 4);
+  memset(space.windows, 0, static_cast<size_t>(maps * chunk.pixels()) * 4);
+  int plane = 0;
+  for (int term = 0; term < g.activation_terms; ++term) {
+    for (int place = 0; place < g.activation_planes[term]; ++place, ++plane)
+      for (int group = 0; group < g.groups; ++group)
+        for (int64_t row = 0; row < rows; ++row)
+          add_popcounts(chunk.view + row * plan.row + group * plan.group + plane * plan.plane, plan.pixel, g.words,
+                        width, place, space.popcounts + (term * g.groups + group) * area + row * plan.view_w);
+  }
+  for (int64_t map = 0; map < maps; ++map)
+    add_taps(plan, chunk, space.popcounts + map * area, space.windows + map * chunk.pixels());
+}
+
+inline void place_pixels(const Plan& plan, const Chunk& chunk, const Workspace& space) {
+  const Conv2d& call = *plan.call;
+  const Geometry& g = *call.geometry;
+  const int32_t step = static_cast<int32_t>(g.stride_w * plan.pixel);
+  int32_t* offsets = space.offsets;
+  int32_t* classes = space.classes;
+  for (int64_t y = chunk.first; y < chunk.last; ++y, offsets += chunk.columns, classes += chunk.columns) {
+    const int32_t start = static_cast<int32_t>((y - chunk.first) * g.stride_h * plan.row);
+    for (int32_t x = 0; x < chunk.columns; ++x) offsets[x] = start + x * step;
+    for (int32_t x = 0; x < chunk.columns; ++x)
+      classes[x] = call.row_class == nullptr ? 0 : call.row_class[y] + call.column_class[x];
+  }
+}
+
+}  // namespace
+}  // namespace binarize

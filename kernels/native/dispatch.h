@@ -1,0 +1,23 @@
+#pragma once
+
+#include "problem.h"
+
+namespace binarize {
+
+struct Level {
+  const char* name;
+  bool (*runs_here)();
+  Status (*conv2d)(const Conv2d&);
+  Status (*pack)(const Pack&);
+};
+
+extern const Level kLevels[];  // best first
+extern const int kLevelCount;
+
+#define LEVEL(name, condition)              \
+  Status conv2d_##name(const Conv2d& call); \
+  Status pack_##name(const Pack& call);
+#include "levels.inc"
+#undef LEVEL
+
+}  // namespace binarize

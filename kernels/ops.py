@@ -1,0 +1,243 @@
+"""``torch.ops.binarize.*``: schema, checks, fake and CPU implementation of each op.
+
+The ops are for inference: they have no gradient. Wrong arguments raise `ModelError` and never reach native code.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from binarize.errors import ModelError
+from binarize.kernels.dispatch import choose
+from binarize.kernels.format import words
+from binarize.kernels.problem import Conv2dProblem
+
+__all__ = ["conv2d", "conv2d_integer", "conv2d_threshold", "pack_thresholds", "pack_uniform"]
+
+_GEOMETRY = (
+    "int channels, int out_channels, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, int groups, "
+    "int[] weight_terms, int[] activation_terms"
+)
+_LIBRARY = torch.library.Library("binarize", "DEF")
+_LIBRARY.define("pack_uniform(Tensor x, float low, float inverse_step, int bits, int groups) -> Tensor")
+_LIBRARY.define("pack_thresholds(Tensor x, Tensor thresholds, int groups) -> Tensor")
+_LIBRARY.define(f"conv2d_integer(Tensor x, Tensor weight, {_GEOMETRY}) -> Tensor")
+_LIBRARY.define(
+    "conv2d(Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? row_class, Tensor? column_class, "
+    f"Tensor? residual, {_GEOMETRY}, float minimum, float maximum) -> Tensor"
+)
+_LIBRARY.define(
+    "conv2d_threshold(Tensor x, Tensor weight, Tensor thresholds, Tensor flip, Tensor? row_class, "
+    f"Tensor? column_class, {_GEOMETRY}) -> Tensor"
+)
+
+_Ints = Sequence[int]
+_LARGEST = 2**31 - 1
+
+
+@functools.lru_cache(maxsize=4096)
+def _known_problem(
+    channels: int,
+    out_channels: int,
+    groups: int,
+    window: tuple[tuple[int, ...], ...],
+    weight_terms: tuple[int, ...],
+    activation_terms: tuple[int, ...],
+) -> Conv2dProblem:
+    kernel, stride, padding, dilation = ((pair * 2 if len(pair) == 1 else pair) for pair in window)
+    return Conv2dProblem(
+        channels, out_channels, kernel, stride, padding, dilation, groups, weight_terms, activation_terms  # type: ignore[arg-type]
+    )
+
+
+def _problem(
+    channels: int,
+    out_channels: int,
+    kernel: _Ints,
+    stride: _Ints,
+    padding: _Ints,
+    dilation: _Ints,
+    groups: int,
+    weight_terms: _Ints,
+    activation_terms: _Ints,
+) -> Conv2dProblem:
+    window = tuple(kernel), tuple(stride), tuple(padding), tuple(dilation)
+    return _known_problem(channels, out_channels, groups, window, tuple(weight_terms), tuple(activation_terms))
+
+
+def _refuse(op: str, what: str, wanted: object, seen: object) -> ModelError:
+    return ModelError(f"cannot run binarize::{op}: {what} must be {wanted}, got {seen}")
+
+
+def _same(op: str, name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return ``x``, contiguous, if it has this shape and type."""
+    if x.shape != shape or x.dtype != dtype:
+        raise _refuse(op, name, f"{dtype} of shape {shape}", f"{x.dtype} of shape {tuple(x.shape)}")
+    return x.contiguous()
+
+
+def _operands(op: str, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    if x.dim() != 6 or x.shape[3:] != problem.x_shape or x.dtype != torch.int32:
+        wanted = f"int32 digit planes (n, h, w, {', '.join(map(str, problem.x_shape))})"
+        raise _refuse(op, "x", wanted, f"{x.dtype} of shape {tuple(x.shape)}")
+    return x.contiguous(), _same(op, "weight", weight, problem.weight_shape, torch.int32)
+
+
+def _out_size(op: str, problem: Conv2dProblem, x: Tensor) -> tuple[int, int]:
+    h, w = x.shape[1:3]
+    oh, ow = problem.out_size(h, w)
+    if h < 1 or w < 1 or oh < 1 or ow < 1:
+        raise _refuse(op, "the image", f"large enough for {problem}", f"{h}x{w}")
+    return oh, ow
+
+
+def _check_extent(op: str, problem: Conv2dProblem, x: Tensor) -> None:
+    """Refuse images whose offsets would not fit 32 bits."""
+    rows, columns = (size + 2 * border for size, border in zip(x.shape[1:3], problem.padding, strict=True))
+    groups, planes, per_group = problem.x_shape
+    if rows * columns * groups * planes * per_group > _LARGEST:
+        raise _refuse(op, "a padded image", "less than 2^31 words", f"{rows}x{columns} pixels")
+
+
+def _border(
+    op: str, row_class: Tensor | None, column_class: Tensor | None, size: tuple[int, int]
+) -> tuple[Tensor | None, Tensor | None]:
+    if row_class is None and column_class is None:
+        return None, None
+    if row_class is None or column_class is None:
+        raise _refuse(op, "row_class and column_class", "both given or both None", "one of them")
+    rows = _same(op, "row_class", row_class, (size[0],), torch.int32)
+    return rows, _same(op, "column_class", column_class, (size[1],), torch.int32)
+
+
+def _table(op: str, name: str, table: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """Return a table with one row or more and ``columns`` columns."""
+    return _same(op, name, table, (max(1, len(table)), columns), dtype)
+
+
+def _values(op: str, x: Tensor, groups: int) -> Tensor:
+    if x.dim() != 4 or not x.is_floating_point() or x.shape[1] < 1:
+        raise _refuse(op, "x", "floating point of shape (n, c, h, w)", f"{x.dtype} of shape {tuple(x.shape)}")
+    if groups < 1 or x.shape[1] % groups:
+        raise _refuse(op, "groups", f"a divisor of {x.shape[1]} channels", groups)
+    return x.float()
+
+
+def _pack_uniform(x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
+    x = _values("pack_uniform", x, groups)
+    if not 1 <= bits <= 8:
+        raise _refuse("pack_uniform", "bits", "1 to 8", bits)
+    return choose().pack_uniform(x, low, inverse_step, bits, groups)
+
+
+def _pack_thresholds(x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
+    x = _values("pack_thresholds", x, groups)
+    columns = 1 if thresholds.dim() == 2 and thresholds.shape[1] == 1 else x.shape[1]
+    thresholds = _table("pack_thresholds", "thresholds", thresholds, columns, torch.float32)
+    if len(thresholds) > 8:
+        raise _refuse("pack_thresholds", "thresholds", "at most 8 rows", len(thresholds))
+    return choose().pack_thresholds(x, thresholds, groups)
+
+
+def _conv2d_integer(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:  # noqa: ANN401
+    problem = _problem(*geometry)
+    x, weight = _operands("conv2d_integer", problem, x, weight)
+    _out_size("conv2d_integer", problem, x)
+    _check_extent("conv2d_integer", problem, x)
+    return choose(problem).conv2d_integer(problem, x, weight)
+
+
+def _conv2d(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    row_class: Tensor | None,
+    column_class: Tensor | None,
+    residual: Tensor | None,
+    *geometry: Any,  # noqa: ANN401
+) -> Tensor:
+    *shape, minimum, maximum = geometry
+    problem = _problem(*shape)
+    x, weight = _operands("conv2d", problem, x, weight)
+    size = _out_size("conv2d", problem, x)
+    _check_extent("conv2d", problem, x)
+    scale = _same("conv2d", "scale", scale, (problem.products, problem.out_channels), torch.float32)
+    bias = _table("conv2d", "bias", bias, problem.out_channels, torch.float32)
+    rows, columns = _border("conv2d", row_class, column_class, size)
+    if residual is not None and (
+        residual.shape != (len(x), problem.out_channels, *size) or residual.dtype != torch.float32
+    ):
+        wanted = f"float32 of shape {(len(x), problem.out_channels, *size)}"
+        raise _refuse("conv2d", "residual", wanted, f"{residual.dtype} of shape {tuple(residual.shape)}")
+    return choose(problem).conv2d(problem, x, weight, scale, bias, rows, columns, residual, minimum, maximum)
+
+
+def _conv2d_threshold(
+    x: Tensor,
+    weight: Tensor,
+    thresholds: Tensor,
+    flip: Tensor,
+    row_class: Tensor | None,
+    column_class: Tensor | None,
+    *geometry: Any,  # noqa: ANN401
+) -> Tensor:
+    problem = _problem(*geometry)
+    x, weight = _operands("conv2d_threshold", problem, x, weight)
+    size = _out_size("conv2d_threshold", problem, x)
+    _check_extent("conv2d_threshold", problem, x)
+    if problem.products != 1:
+        raise _refuse("conv2d_threshold", "the number of accumulators", "1", problem.products)
+    thresholds = _table("conv2d_threshold", "thresholds", thresholds, problem.out_channels, torch.int32)
+    flip = _same("conv2d_threshold", "flip", flip, (problem.out_channels,), torch.bool)
+    rows, columns = _border("conv2d_threshold", row_class, column_class, size)
+    return choose(problem).conv2d_threshold(problem, x, weight, thresholds, flip, rows, columns)
+
+
+def _fake_pack_uniform(x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
+    n, c, h, w = x.shape
+    return x.new_empty((n, h, w, groups, bits, words(c // groups)), dtype=torch.int32)
+
+
+def _fake_pack_thresholds(x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
+    n, c, h, w = x.shape
+    return x.new_empty((n, h, w, groups, thresholds.shape[0], words(c // groups)), dtype=torch.int32)
+
+
+def _fake_conv2d_integer(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:  # noqa: ANN401
+    problem = _problem(*geometry)
+    oh, ow = problem.out_size(x.shape[1], x.shape[2])
+    return x.new_empty((x.shape[0], oh, ow, problem.products, problem.out_channels))
+
+
+def _fake_conv2d(x: Tensor, weight: Tensor, scale: Tensor, *rest: Any) -> Tensor:  # noqa: ANN401
+    problem = _problem(*rest[4:-2])
+    oh, ow = problem.out_size(x.shape[1], x.shape[2])
+    return scale.new_empty((x.shape[0], oh, ow, problem.out_channels)).permute(0, 3, 1, 2)
+
+
+def _fake_conv2d_threshold(x: Tensor, weight: Tensor, thresholds: Tensor, *rest: Any) -> Tensor:  # noqa: ANN401
+    problem = _problem(*rest[3:])
+    oh, ow = problem.out_size(x.shape[1], x.shape[2])
+    return x.new_empty((x.shape[0], oh, ow, 1, 1, words(problem.out_channels)))
+
+
+_OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "pack_uniform": (_pack_uniform, _fake_pack_uniform),
+    "pack_thresholds": (_pack_thresholds, _fake_pack_thresholds),
+    "conv2d_integer": (_conv2d_integer, _fake_conv2d_integer),
+    "conv2d": (_conv2d, _fake_conv2d),
+    "conv2d_threshold": (_conv2d_threshold, _fake_conv2d_threshold),
+}
+for _name, (_run, _fake) in _OPS.items():
+    _LIBRARY.impl(_name, _run, "CPU")
+    torch.library.register_fake(f"binarize::{_name}", _fake, lib=_LIBRARY)
+
+pack_uniform = torch.ops.binarize.pack_uniform.default
+pack_thresholds = torch.ops.binarize.pack_thresholds.default
+conv2d_integer = torch.ops.binarize.conv2d_integer.default
+conv2d = torch.ops.binarize.conv2d.default
+conv2d_threshold = torch.ops.binarize.conv2d_threshold.default

@@ -1,0 +1,112 @@
+"""`Conv2dProblem`: all that one packed convolution is, apart from its tensors."""
+
+import dataclasses
+import functools
+from typing import final
+
+from binarize.errors import ModelError
+from binarize.kernels.format import prepared_shape, words
+
+__all__ = ["Conv2dProblem"]
+
+_MOST_PLANES = 32  # of one operand, over all its terms: kMaxPlanes of native/problem.h
+_LIMIT = 2**31
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Conv2dProblem:
+    """Geometry of a packed convolution and how many planes each term of its operands has.
+
+    A term is an integer made of planes: ``weight_terms=(4,)`` is one odd integer in +-15, ``(1, 1, 1)`` three signs.
+    There is one integer accumulator per pair of terms, weight-major.
+    """
+
+    channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    weight_terms: tuple[int, ...]
+    activation_terms: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        why = self._why_invalid()
+        if why is not None:
+            raise ModelError(f"cannot describe a packed convolution: {why}; got {self}")
+
+    def _why_invalid(self) -> str | None:
+        at_least_one = (self.channels, self.out_channels, self.groups, *self.kernel, *self.stride, *self.dilation)
+        pairs = (self.kernel, self.stride, self.padding, self.dilation)
+        if any(len(pair) != 2 for pair in pairs):
+            return "kernel, stride, padding and dilation need two numbers each"
+        if min(at_least_one) < 1 or min(self.padding) < 0:
+            return "sizes must be at least 1 and padding at least 0"
+        if max(*at_least_one, *self.padding) >= _LIMIT:
+            return "a size is 2^31 or more"
+        if self.channels % self.groups or self.out_channels % self.groups:
+            return "groups must divide both channel counts"
+        for name, terms in (("weight", self.weight_terms), ("activation", self.activation_terms)):
+            if not terms or any(not 1 <= planes <= 8 for planes in terms):
+                return f"every {name} term needs 1 to 8 planes, and there must be one"
+        return None
+
+    @functools.cached_property
+    def channels_per_group(self) -> int:
+        """Input channels of a group."""
+        return self.channels // self.groups
+
+    @functools.cached_property
+    def words(self) -> int:
+        """Machine words of a group's input channels."""
+        return words(self.channels_per_group)
+
+    @functools.cached_property
+    def products(self) -> int:
+        """Integer accumulators per output: one per pair of a weight term and an activation term."""
+        return len(self.weight_terms) * len(self.activation_terms)
+
+    @functools.cached_property
+    def x_shape(self) -> tuple[int, ...]:
+        """The last three sizes of the input: groups, digit planes, words."""
+        return (self.groups, sum(self.activation_terms), self.words)
+
+    @functools.cached_property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the prepared weight."""
+        return prepared_shape(
+            sum(self.weight_terms),
+            out_channels=self.out_channels,
+            channels_per_group=self.channels_per_group,
+            kernel=self.kernel,
+            groups=self.groups,
+        )
+
+    @functools.cached_property
+    def largest(self) -> int:
+        """The largest magnitude that an integer accumulator can reach."""
+        inputs = self.channels_per_group * self.kernel[0] * self.kernel[1]
+        return (2 ** max(self.weight_terms) - 1) * (2 ** max(self.activation_terms) - 1) * inputs
+
+    def why_not_int32(self) -> str | None:
+        """Return why 32-bit accumulators are too narrow, or None."""
+        if self.largest < _LIMIT:
+            return None
+        return f"its sums reach {self.largest}, past the int32 limit of 2^31 - 1; use fewer planes"
+
+    def why_not_native(self) -> str | None:
+        """Return why no compiled level holds this problem, or None."""
+        planes = max(sum(self.weight_terms), sum(self.activation_terms))
+        if planes > _MOST_PLANES:
+            return f"holds {_MOST_PLANES} planes of an operand, got {planes}"
+        return None
+
+    def out_size(self, h: int, w: int) -> tuple[int, int]:
+        """Return height and width of the output for an input of height ``h`` and width ``w``."""
+        return self._out(h, 0), self._out(w, 1)
+
+    def _out(self, size: int, axis: int) -> int:
+        reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+        return (size + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
