@@ -66,7 +66,6 @@ IN_PLACE: dict[Any, Any] = {
     aten.add_.Tensor: aten.add.Tensor,
     aten.sub_.Tensor: aten.sub.Tensor,
     aten.mul_.Tensor: aten.mul.Tensor,
-    aten.dropout_.default: aten.dropout.default,
 }
 
 
@@ -127,7 +126,7 @@ class _Lifter:
 
     def layer(self, node: fx.Node, target: Any, given: Arguments) -> fx.Node | None:
         """Add a call of the layer that ``node`` computes; None if it is none."""
-        if target is aten.dropout.default:
+        if target in (aten.dropout.default, aten.dropout_.default):  # no layer writes in place in eval mode
             return self.call(self.free_path(node), nn.Dropout(given["p"]), (target, given["p"]), node.args[0])
         weight = given.get("weight")
         if not isinstance(weight, fx.Node) or weight.op != "get_attr":
@@ -266,7 +265,7 @@ def _only_holder(node: fx.Node) -> bool:
         return False
     layers = (*CONVOLUTIONS, *PLAIN, *IN_PLACE, aten.linear.default, aten.batch_norm.default, aten.layer_norm.default)
     # flatten gives a view, which another name of the same memory may be read through.
-    return target in layers and target not in (aten.flatten.using_ints, aten.dropout_.default)
+    return target in layers and target is not aten.flatten.using_ints
 
 
 def _writes(node: fx.Node) -> bool:

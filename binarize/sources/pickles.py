@@ -63,6 +63,10 @@ def load_pickle(path: Path, kind: FileKind, trusted: Sequence[str] = ()) -> obje
         names = sorted(_zip_globals(path) if kind is FileKind.PICKLE else _legacy_globals(path))
     except Exception as error:  # the parsers raise whatever they stumble over
         raise _damaged(path, error) from error
+    if names and kind is FileKind.LEGACY_PICKLE:  # torch stores a module's source there and reads it back unsafely
+        saw = f"it holds a module ({names[0]}, ...) in the format of before torch 1.6"
+        remedy = "load it where it was made and write it again with torch.save(model.state_dict(), ...)"
+        raise SourceError(f"cannot open {str(path)!r}: {saw}, which cannot be checked; {remedy}")
     allowed = [_allowed(path, name, trusted) for name in names]
     try:
         with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
@@ -137,6 +141,6 @@ def _refused(path: Path, name: str) -> SourceError:
 
 
 def _damaged(path: Path, error: Exception) -> SourceError:
-    text = str(error).strip() or type(error).__name__
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
     detail = text.splitlines()[0][:160]
     return SourceError(f"cannot open {str(path)!r}: {DAMAGED} ({detail}); copy or download it again")

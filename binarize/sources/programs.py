@@ -57,7 +57,7 @@ def load_program(path: Path) -> tuple[nn.Module, tuple[int, ...] | None, tuple[s
     except Exception as error:  # whatever the deserialiser stumbles over
         raise _damaged(path, error) from error
     shape, notes = _input_of(program)
-    return lift(program), shape, notes
+    return lift(program), shape, notes + _mode_of(program)
 
 
 def _why_unsafe(path: Path) -> str | None:
@@ -150,6 +150,13 @@ def _input_of(program: torch.export.ExportedProgram) -> tuple[tuple[int, ...] | 
         sizes = list(examples[0].shape[1:]) if examples else []
     remark = f"the program was exported for batches of {batch} only; export it with a dynamic batch to lift that"
     return tuple(map(int, sizes)) or None, (remark,) if isinstance(batch, int) else ()
+
+
+def _mode_of(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    norms = [node for node in program.graph.nodes if node.target is torch.ops.aten.batch_norm.default]
+    if not any(node.args[5] for node in norms):
+        return ()
+    return ("the program was exported in train mode: its batch norms use each batch's statistics; export model.eval()",)
 
 
 def _damaged(path: Path, error: Exception) -> SourceError:
