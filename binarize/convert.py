@@ -23,7 +23,7 @@ from binarize.record import LayerRecord, Record, attach_record
 from binarize.schemes.presets import Scheme, build_scheme
 from binarize.sources import require_finite
 
-__all__ = ["Progress", "convert"]
+__all__ = ["Progress", "convert", "plan"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, steps done and steps in all."""
@@ -76,8 +76,10 @@ def convert(
     teacher = copy.deepcopy(model).eval()
     inputs = _calibration_inputs(recipe, example_inputs, data)
     captured = capture(copy.deepcopy(teacher))
-    plan = _plan(captured, recipe, default)
-    _decompose(captured, plan.schemes)
+    planned = _plan(captured, recipe, default)
+    if not planned.schemes:
+        raise NothingConvertedError({layer.name: str(layer.reason) for layer in planned.layers})
+    _decompose(captured, planned.schemes)
     net = captured.root
     torch.manual_seed(recipe.seed)
     settings = CalibrationSettings(reconstruct=recipe.reconstruct, seed=recipe.seed)
@@ -86,8 +88,19 @@ def convert(
     except (RuntimeError, TypeError, ValueError) as cause:
         _blame_inputs(teacher, inputs, cause)
         raise
-    attach_record(net, _record(captured, plan, recipe, inputs, dict(source or {}), found.to_dict()))
+    attach_record(net, _record(captured, planned, recipe, inputs, dict(source or {}), found.to_dict()))
     return net.eval()
+
+
+def plan(model: nn.Module, recipe: Recipe | None = None) -> tuple[LayerRecord, ...]:
+    """Return what `convert` would do with each weighted layer, without doing it. ``model`` is left as it is.
+
+    Raises:
+        RecipeError: the scheme or a layer's scheme names nothing that can be built.
+    """
+    recipe = recipe or Recipe()
+    default = build_scheme(recipe.scheme)
+    return _plan(capture(copy.deepcopy(model).eval()), recipe, default).layers
 
 
 def _calibration_inputs(recipe: Recipe, example: Any, data: Iterable[Any] | None) -> list[tuple[Any, ...]]:
@@ -117,8 +130,6 @@ def _plan(captured: Captured, recipe: Recipe, default: Scheme) -> _Plan:
         spec = None if reason is not None else schemes[site.name].spec
         weights = sum(p.numel() for key, p in site.module.named_parameters(recurse=False) if "bias" not in key)
         layers.append(LayerRecord(site.name, type(site.module).__name__, weights, spec, reason))
-    if not schemes:
-        raise NothingConvertedError({layer.name: str(layer.reason) for layer in layers})
     return _Plan(schemes, tuple(layers))
 
 
@@ -154,7 +165,7 @@ def _blame_inputs(teacher: nn.Module, inputs: Sequence[tuple[Any, ...]], cause: 
 
 def _record(
     captured: Captured,
-    plan: _Plan,
+    planned: _Plan,
     recipe: Recipe,
     inputs: Sequence[tuple[Any, ...]],
     source: dict[str, Any],
@@ -164,6 +175,6 @@ def _record(
     shape = tuple(first.shape[1:]) if isinstance(first, Tensor) else None
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     return Record(
-        recipe=recipe, layers=plan.layers, parts=tuple(captured.graphs), uncaptured=dict(captured.reasons),
+        recipe=recipe, layers=planned.layers, parts=tuple(captured.graphs), uncaptured=dict(captured.reasons),
         input_shape=shape, source={**source, "versions": versions}, calibration=calibration,
     )  # fmt: skip

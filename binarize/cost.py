@@ -1,0 +1,150 @@
+"""What a network costs: multiply-accumulates and bytes, layer by layer.
+
+Conventions, the same wherever a figure is printed:
+
+* One MAC is one multiplication and one addition of the original layer. A layer of M weight planes and N activation
+  planes does M x N binary products for each; `binary_macs` counts those products, `float_macs` the MACs of the layers
+  that stayed in full precision. Published operation counts are ``float_macs + binary_macs / 64`` (Bi-Real convention).
+* Only layers with weights count. Normalisation, activation functions, pooling and products of two activations do not.
+* The bytes of a layer are those of its weight: sign planes and scales, or 4 per float. Biases, normalisation and
+  activation levels are in the total, not in the rows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from binarize.errors import ModelError
+from binarize.layers.binary import BinaryConv2d, BinaryLayer, BinaryLinear
+from binarize.layers.packed import PackedConv2d, PackedLayer, PackedLinear
+from binarize.schemes.presets import Scheme
+
+__all__ = ["example_arguments", "measure_macs", "packed_bytes", "tensor_bytes", "weight_bytes"]
+
+WORD_BYTES = 4
+
+
+def _dense(module: Any, _: Tensor, output: Tensor) -> int:
+    return output.numel() * int(module.weight[0].numel())
+
+
+def _transposed(module: Any, image: Tensor, _: Tensor) -> int:
+    return image.numel() * int(module.weight[0].numel())
+
+
+def _packed(module: Any, _: Tensor, output: Tensor) -> int:
+    geometry = module.geometry
+    if output.is_floating_point():
+        return output.numel() * int(geometry.depth)
+    return output.shape[:3].numel() * int(geometry.out_channels * geometry.depth)  # digit planes (n, h, w, ...)
+
+
+_Count = Callable[[Any, Tensor, Tensor], int]
+# From layer to its MACs, given what went in and what came out; the first class that fits counts.
+MACS: dict[type[nn.Module], _Count] = {
+    PackedConv2d: _packed,
+    PackedLinear: _packed,
+    BinaryConv2d: _dense,
+    BinaryLinear: _dense,
+    nn.modules.conv._ConvTransposeNd: _transposed,
+    nn.modules.conv._ConvNd: _dense,
+    nn.Linear: _dense,
+}
+
+
+@torch.inference_mode()
+def measure_macs(net: nn.Module, arguments: tuple[Any, ...]) -> dict[str, int]:
+    """Return the MACs of every weighted layer that one forward calls, by module path, all calls added up.
+
+    Args:
+        net: any form of a network; it is run once in evaluation mode.
+        arguments: those of ``forward``, for one image.
+
+    Raises:
+        ModelError: the network does not run on them.
+    """
+    macs: dict[str, int] = {}
+    hooks = []
+    for name, module in net.named_modules():
+        count = next((count for kind, count in MACS.items() if isinstance(module, kind)), None)
+        if count is not None:
+            hooks.append(module.register_forward_hook(_adding(macs, name, count)))
+    try:
+        _run(net, arguments)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return macs
+
+
+def _adding(macs: dict[str, int], name: str, count: _Count) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        macs[name] = macs.get(name, 0) + count(module, inputs[0], output)
+
+    return hook
+
+
+def _run(net: nn.Module, arguments: tuple[Any, ...]) -> None:
+    modes = {module: module.training for module in net.modules()}
+    try:
+        net.eval()(*arguments)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as cause:
+        shapes = ", ".join(_shape(argument) for argument in arguments)
+        said = str(cause).strip().partition("\n")[0] or type(cause).__name__
+        raise ModelError(
+            f"cannot run the network on {shapes}: {said}; give the --input-shape it was made for"
+        ) from cause
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _shape(argument: Any) -> str:
+    if isinstance(argument, list):
+        return f"a list of {_shape(argument[0])}"
+    return "x".join(map(str, argument.shape)) if isinstance(argument, Tensor) else type(argument).__name__
+
+
+@torch.inference_mode()
+def example_arguments(model: nn.Module, images: Tensor) -> tuple[Any, ...]:
+    """Return ``images`` ``(n, c, h, w)`` in the form that ``model`` takes: a batch, a list (detection) or a pair (flow).
+
+    Raises:
+        ModelError: it takes none of these; the message is about the plain batch.
+    """
+    forms: list[tuple[Any, ...]] = [(images[:1],), ([images[0]],), (images[:1], images[:1])]
+    whole: list[tuple[Any, ...]] = [(images,), (list(images),), (images, images)]
+    failures = []
+    for trial, arguments in zip(forms, whole, strict=True):
+        try:
+            _run(model, trial)
+        except ModelError as error:
+            failures.append(error)
+        else:
+            return arguments
+    raise failures[0]
+
+
+def tensor_bytes(net: nn.Module) -> int:
+    """Return the bytes of all parameters and buffers that are saved, shared ones once."""
+    tensors = {id(tensor): tensor for tensor in net.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def packed_bytes(weight: torch.Size, scheme: Scheme) -> int:
+    """Return the bytes that a weight ``(o, ...)`` takes in packed form: sign planes and one scale per pair of terms."""
+    outputs, depth = weight[0], weight[1:].numel()
+    pairs = len(scheme.weight.terms) * len(scheme.activation.terms)
+    return scheme.weight.count * outputs * -(-depth // 8) + pairs * outputs * WORD_BYTES
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Return the bytes of a layer's weight as it would be deployed."""
+    if isinstance(module, PackedLayer):
+        return module.bits.numel() + module.scale.numel() * WORD_BYTES
+    if isinstance(module, BinaryLayer):
+        return packed_bytes(module.weight.shape, module.scheme)
+    tensors = [parameter for name, parameter in module.named_parameters(recurse=False) if "bias" not in name]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
