@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from binarize.errors import CaptureError, nearest
 from binarize.passes.callers import why_not_replaceable
-from binarize.passes.graph import join
+from binarize.passes.graph import erase_dead, join
 from binarize.passes.inplace import thread_inplace
 
 __all__ = ["WEIGHTED", "Captured", "capture"]
@@ -134,7 +134,7 @@ class _Walk:
             return None
         # create_feature_extractor makes a GraphModule that trades its graph in train(): that one is traced again
         if isinstance(module, fx.GraphModule) and type(module).train is nn.Module.train:
-            return module
+            return _tidy(module)
         try:
             gm = _trace(module, path, self.leaves)
         except Exception as error:  # a forward may raise anything when it is given proxies
@@ -218,9 +218,14 @@ def _trace(module: nn.Module, path: str, leaves: Sequence[str]) -> fx.GraphModul
         tracer = _Tracer(path, leaves, fix=False)
         graph = tracer.trace(module)
     _settle_switches(graph, tracer.fixed, whole=not path)
-    gm = fx.GraphModule(tracer.root, graph, type(module).__name__)
-    if thread_inplace(gm):
-        gm.recompile()
+    return _tidy(fx.GraphModule(tracer.root, graph, type(module).__name__))
+
+
+def _tidy(gm: fx.GraphModule) -> fx.GraphModule:
+    """Leave out what nobody reads, and show what is overwritten."""
+    thread_inplace(gm)
+    erase_dead(gm)
+    gm.recompile()
     return gm
 
 
