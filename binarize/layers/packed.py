@@ -70,8 +70,8 @@ class PackActivation(nn.Module):
     def __init__(self, terms: tuple[int, ...], levels: Levels, *, groups: int = 1, rows: bool = False) -> None:
         super().__init__()
         self.terms, self.groups, self.rows = terms, groups, rows
-        self.low = float(levels.low)
-        self.step = tuple(float(step) for step in levels.step)
+        self.low = float(levels.low.detach())
+        self.step = tuple(float(step) for step in levels.step.detach())
         uniform = levels.threshold is None
         self.inverse_step = float(1.0 / levels.step.detach()[0].float()) if uniform else 0.0
         kept = None if levels.threshold is None else levels.threshold.detach().float().clone()
