@@ -81,7 +81,9 @@ class _Finder:
 
     def groups(self) -> list[Group]:
         found = [self._group(region, self._kind(region.nodes[-1])) for region in self._widest()]
-        found += [self._group(region, "chain") for chain in self._chains() for region in self._stages(chain)]
+        chains = [region for chain in self._chains() for region in self._stages(chain)]
+        self.taken.update(node for region in chains for node in region.nodes)
+        found += [self._group(region, "chain") for region in chains]
         found.sort(key=lambda group: self.order[group.exit])
         return _named(found)
 
@@ -208,8 +210,10 @@ class _Finder:
     def _group(self, region: _Region, kind: str) -> Group:
         members = set(region.nodes)
         for node in reversed(self.order):
-            if node not in self.data and node.users and members.issuperset(node.users):
+            private = node.users and members.issuperset(node.users)
+            if private and node not in self.data and node not in self.taken:
                 members.add(node)
+        self.taken |= members
         nodes = tuple(sorted(members, key=self.order.__getitem__))
         layers = tuple(dict.fromkeys(str(node.target) for node in nodes if node in self.weighted))
         return Group(_common(layers), region.entry, region.nodes[-1], nodes, layers, kind)
