@@ -1,0 +1,261 @@
+"""Calibration without labels: every binary layer fitted to what the teacher's layer gives on the same images."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from binarize.calibration.fit import Fit, Problem, fit_to_output, fit_to_weight
+from binarize.calibration.lockstep import Meeting, first_tensor, lockstep
+from binarize.calibration.rows import Rows, draw, row_count, values
+from binarize.layers.binary import BinaryConv2d, BinaryLinear, binary_layers
+
+__all__ = ["CalibrationRecord", "CalibrationSettings", "LayerFit", "calibrate"]
+
+BATCH = 32  # images that go through a network at once
+VALUES = 2**18  # activations that a range is fitted to
+MOST_INPUTS = 6144  # inputs per output up to which a Gram matrix is affordable
+
+Progress = Callable[[str, int, int], None]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class CalibrationSettings:
+    """How to calibrate.
+
+    Attributes:
+        reconstruct: follow the closed-form fit by block reconstruction against the teacher.
+        seed: of the places that rows are drawn from.
+        ridge: how strongly weights are held to the trained ones, as a share of the mean input power.
+        sweeps: passes of coordinate descent over each layer's codes.
+    """
+
+    reconstruct: bool = False
+    seed: int = 0
+    ridge: float = 0.01
+    sweeps: int = 3
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class LayerFit:
+    """How well one layer came out.
+
+    Attributes:
+        error: mean squared difference to the teacher's output over that output's variance, on the rows fitted.
+        rows: sampled outputs.
+        low: value of activation code 0.
+        step: value of one unit of each activation term.
+    """
+
+    error: float
+    rows: int
+    low: float
+    step: tuple[float, ...]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class CalibrationRecord:
+    """What was fitted.
+
+    Attributes:
+        samples: images used.
+        seed: as in the settings.
+        layers: fit of each binary layer by module path, in the order of execution.
+        skipped: reason for each binary layer that was not fitted.
+    """
+
+    samples: int
+    seed: int
+    layers: Mapping[str, LayerFit]
+    skipped: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+def calibrate(
+    net: nn.Module,
+    teacher: nn.Module,
+    inputs: Sequence[tuple[Any, ...]],
+    *,
+    settings: CalibrationSettings | None = None,
+    progress: Progress | None = None,
+) -> CalibrationRecord:
+    """Fit every binary layer of ``net``, in place, to the outputs of the same layer in ``teacher``.
+
+    Layers are fitted in the order of execution, each on inputs that come from the fitted layers before it: first the
+    levels of its input by least squares, then codes, units and bias so that its output comes closest to the teacher's on
+    the same images (see `binarize.calibration.fit`). Normalisation layers keep their statistics: estimating them anew
+    from a few hundred images costs more than it gives.
+
+    Args:
+        net: training form, with the teacher's module paths. Both networks are put in evaluation mode.
+        teacher: the original.
+        inputs: argument tuples of ``forward``, such as ``(images,)`` with images ``(n, c, h, w)``.
+        settings: how to calibrate.
+        progress: called with the stage, layers done and layers in all.
+
+    Returns:
+        What was fitted.
+
+    Raises:
+        ModelError: the networks call their layers in different orders.
+    """
+    settings = settings or CalibrationSettings()
+    net.eval()
+    teacher.eval()
+    batches = _split(inputs)
+    layers = dict(binary_layers(net))
+    work = _Calibration(layers, settings, progress or (lambda stage, done, total: None))
+    with torch.no_grad():
+        work.record_repeated(teacher, batches)
+        lockstep(net, teacher, tuple(layers), batches, work.visit)
+    skipped = {name: "not called on the calibration inputs" for name in layers if name not in work.fits}
+    return CalibrationRecord(_count(inputs), settings.seed, work.fits, skipped)
+
+
+@final
+class _Calibration:
+    """The layers of one network, and what is known about them so far."""
+
+    def __init__(
+        self, layers: Mapping[str, BinaryConv2d | BinaryLinear], settings: CalibrationSettings, progress: Progress
+    ) -> None:
+        self.layers, self.settings, self.progress = layers, settings, progress
+        self.fits: dict[str, LayerFit] = {}
+        self.repeated: dict[str, list[Rows]] = {}
+
+    def record_repeated(self, teacher: nn.Module, batches: Sequence[tuple[Any, ...]]) -> None:
+        """Draw rows of the layers that one forward calls several times, over all their calls in the teacher.
+
+        Such a layer (a head that several feature maps share) must be fitted to all its inputs before its first call,
+        when most of what the network under calibration will feed it is not known yet; the teacher's inputs stand in.
+        """
+        calls = _count_calls(teacher, self.layers, batches[0])
+        several = {name: count for name, count in calls.items() if count > 1}
+        if not several:
+            return
+        generator = self._generator()
+
+        def hook_for(name: str) -> Any:
+            layer = self.layers[name]
+            count = -(-row_count(_inputs_per_output(layer)) // (several[name] * len(batches)))
+
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
+                rows = draw(layer, first_tensor(args, kwargs), output, count, generator)
+                self.repeated.setdefault(name, []).append(rows)
+
+            return hook
+
+        handles = [
+            teacher.get_submodule(name).register_forward_hook(hook_for(name), with_kwargs=True) for name in several
+        ]
+        try:
+            for batch in batches:
+                teacher(*batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def visit(self, name: str, meetings: Sequence[Meeting]) -> None:
+        """Fit one layer on all batches."""
+        layer = self.layers[name]
+        generator = self._generator()
+        rows = self.repeated.pop(name, None)
+        if rows is None:
+            _fit_levels(layer, [meeting.input for meeting in meetings], generator)
+            count = -(-row_count(_inputs_per_output(layer)) // len(meetings))
+            rows = [draw(layer, meeting.input, meeting.target, count, generator) for meeting in meetings]
+        else:
+            _fit_levels(layer, [part.taps for part in rows], generator)
+        self.fits[name] = _fit_layer(layer, Rows.join(rows), self.settings)
+        self.progress("calibrate", len(self.fits), len(self.layers))
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.settings.seed)
+
+
+def _fit_levels(layer: BinaryConv2d | BinaryLinear, inputs: Sequence[Tensor], generator: torch.Generator) -> None:
+    """Fit the levels of the layer's input, unless another reader of the same tensor has done so."""
+    activation = layer.activation
+    if activation.fitted:
+        return
+    share = -(-VALUES // len(inputs))
+    samples = torch.cat([values(x, share, generator) for x in inputs])
+    activation.set_levels(activation.basis.fit(samples))
+
+
+def _fit_layer(layer: BinaryConv2d | BinaryLinear, rows: Rows, settings: CalibrationSettings) -> LayerFit:
+    """Fit codes, units and bias."""
+    design = rows.design(layer)
+    groups, count, inputs = design.shape
+    targets = rows.targets.reshape(count, groups, -1).transpose(0, 1)
+    mean_in, mean_out = design.mean(1, keepdim=True), targets.mean(1, keepdim=True)
+    design -= mean_in
+    targets = targets - mean_out
+    weight = layer.weight.detach().reshape(groups, -1, inputs)
+    if inputs > MOST_INPUTS:
+        fit = fit_to_weight(layer.weight_basis, design, targets, weight)
+    else:
+        ridge = settings.ridge + 0.1 * inputs / count  # few rows determine little
+        problem = Problem.of(design, targets, weight, ridge)
+        fit = fit_to_output(layer.weight_basis, problem, settings.sweeps)
+    value = fit.value(layer.weight_basis)
+    layer.weight.copy_(fit.latent.reshape(layer.weight.shape))
+    layer.unit.copy_(fit.unit)
+    layer.ensure_bias().copy_((mean_out - mean_in @ value.transpose(1, 2)).flatten())
+    return LayerFit(_relative_error(design, targets, value), count, *_levels(layer))
+
+
+def _relative_error(design: Tensor, targets: Tensor, value: Tensor) -> float:
+    wrong = (design @ value.transpose(1, 2) - targets).square().mean()
+    return float(wrong / targets.square().mean().clamp_min(1e-30))
+
+
+def _levels(layer: BinaryConv2d | BinaryLinear) -> tuple[float, tuple[float, ...]]:
+    return float(layer.activation.low), tuple(layer.activation.step.tolist())
+
+
+def _inputs_per_output(layer: BinaryConv2d | BinaryLinear) -> int:
+    return layer.weight[0].numel()
+
+
+def _count_calls(teacher: nn.Module, names: Mapping[str, Any], batch: tuple[Any, ...]) -> dict[str, int]:
+    """Count how often one forward of a single image calls each layer."""
+    calls = dict.fromkeys(names, 0)
+
+    def hook_for(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            calls[name] += 1
+
+        return hook
+
+    handles = [teacher.get_submodule(name).register_forward_pre_hook(hook_for(name)) for name in names]
+    try:
+        teacher(*(tuple(x[:1] for x in batch) if _splittable(batch) else batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _splittable(args: tuple[Any, ...]) -> bool:
+    return all(isinstance(x, Tensor) and x.dim() > 1 for x in args) and len({len(x) for x in args}) == 1
+
+
+def _split(inputs: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Cut large batches: what a layer needs while it runs grows with the batch."""
+    batches: list[tuple[Any, ...]] = []
+    for args in inputs:
+        batches.extend(zip(*(x.split(BATCH) for x in args), strict=True) if _splittable(args) else [args])
+    return batches
+
+
+def _count(inputs: Sequence[tuple[Any, ...]]) -> int:
+    return sum(len(args[0]) if isinstance(args[0], Tensor | list | tuple) else 1 for args in inputs)

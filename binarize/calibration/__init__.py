@@ -1,0 +1,1 @@
+"""Parts of calibration: runs in lockstep (`lockstep`), sampled rows (`rows`), closed-form fits (`fit`), groups (`reconstruct`)."""

@@ -1,0 +1,117 @@
+"""What a layer is fitted on: the inputs under some of its outputs, as rows of a least-squares problem."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from binarize.layers.binary import BinaryConv2d, BinaryLinear
+
+__all__ = ["Rows", "draw", "row_count", "values"]
+
+FEWEST, MOST = 8192, 32768
+WORK = 2**34  # multiply-adds that one Gram matrix may take
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Inputs and outputs of one layer at p sampled outputs.
+
+    Attributes:
+        taps: ``(p, c, kh, kw)``, or ``(p, c)`` for a linear layer: the inputs under the window, not yet binarised.
+        inside: ``(p, 1, kh, kw)``, or ``(p, 1)``: 1 where the tap lies in the image, 0 where it is padding.
+        targets: ``(p, o)``.
+    """
+
+    taps: Tensor
+    inside: Tensor
+    targets: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence["Rows"]) -> "Rows":
+        """Stack rows of several batches."""
+        return cls(
+            torch.cat([part.taps for part in parts]),
+            torch.cat([part.inside for part in parts]),
+            torch.cat([part.targets for part in parts]),
+        )
+
+    def design(self, layer: BinaryConv2d | BinaryLinear) -> Tensor:
+        """Return the binarised inputs ``(g, p, k)`` as the layer's own activation gives them, g convolution groups."""
+        groups = layer.groups if isinstance(layer, BinaryConv2d) else 1
+        taps = layer.activation(self.taps) * self.inside
+        return taps.reshape(len(taps), groups, -1).transpose(0, 1).contiguous()
+
+
+def row_count(inputs_per_output: int) -> int:
+    """Return how many rows to draw for a layer: fewer where each costs more."""
+    return min(max(WORK // inputs_per_output**2, FEWEST), MOST)
+
+
+def draw(layer: BinaryConv2d | BinaryLinear, x: Tensor, y: Tensor, count: int, generator: torch.Generator) -> Rows:
+    """Draw at most about ``count`` rows from one batch, the same number from each image, at random places.
+
+    Args:
+        layer: tells the geometry.
+        x: the layer's input, ``(n, c, h, w)`` or ``(..., c)``.
+        y: the wanted output, ``(n, o, h', w')`` or ``(..., o)``.
+        count: rows wanted.
+        generator: source of the places.
+    """
+    if isinstance(layer, BinaryLinear):
+        return _draw_linear(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), count, generator)
+    return _draw_conv(layer, x, y, count, generator)
+
+
+def values(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return ``count`` values of ``x`` drawn at random, flat; all of them where there are fewer."""
+    flat = x.flatten()
+    if flat.numel() <= count:
+        return flat.clone()
+    return flat[torch.randint(flat.numel(), (count,), generator=generator).to(x.device)]
+
+
+def _draw_linear(x: Tensor, y: Tensor, count: int, generator: torch.Generator) -> Rows:
+    at = torch.arange(len(x)) if len(x) <= count else torch.randint(len(x), (count,), generator=generator)
+    at = at.to(x.device)
+    return Rows(x[at], x.new_ones(len(at), 1), y[at])
+
+
+def _draw_conv(layer: BinaryConv2d, x: Tensor, y: Tensor, count: int, generator: torch.Generator) -> Rows:
+    x, y = (x.unsqueeze(0), y.unsqueeze(0)) if x.dim() == 3 else (x, y)
+    x, padding = layer.padded(x)
+    image, row, column = (index.to(x.device) for index in _places(y, count, generator))
+    taps = _gather(layer, F.pad(x, _both_sides(padding)), image, row, column)
+    ones = x.new_ones(1, 1, *x.shape[2:])
+    inside = _gather(layer, F.pad(ones, _both_sides(padding)), torch.zeros_like(image), row, column)
+    return Rows(taps, inside, y[image, :, row, column])
+
+
+def _places(y: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return image, row and column of the sampled outputs; every place where there are no more than wanted."""
+    n, _, height, width = y.shape
+    each = max(count // max(n, 1), 1)
+    if height * width <= each:
+        place = torch.arange(height * width).repeat(n)
+        each = height * width
+    else:
+        place = torch.randint(height * width, (n * each,), generator=generator)
+    return torch.arange(n).repeat_interleave(each), place // width, place % width
+
+
+def _gather(layer: BinaryConv2d, padded: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Return the windows ``(p, c, kh, kw)`` of the outputs at the given places."""
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
+    device = padded.device
+    rows = ((row + layer.crop[0]) * sh).unsqueeze(1) + torch.arange(kh, device=device) * dh
+    columns = ((column + layer.crop[1]) * sw).unsqueeze(1) + torch.arange(kw, device=device) * dw
+    windows = padded.permute(0, 2, 3, 1)[image[:, None, None], rows.unsqueeze(2), columns.unsqueeze(1)]
+    return windows.permute(0, 3, 1, 2)
+
+
+def _both_sides(padding: tuple[int, int]) -> tuple[int, int, int, int]:
+    return padding[1], padding[1], padding[0], padding[0]
