@@ -1,0 +1,201 @@
+"""The domain `binarize`: each operation with a body in standard operations, so that any runtime can run the file.
+
+A runtime that knows the domain may take kernels of its own instead; `docs/onnx.md` is the specification. The bodies are
+written for runtimes that fold constants: the weight then becomes one dense float tensor when the file is loaded, and a
+layer costs one float convolution.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx import FunctionProto
+
+__all__ = ["DOMAIN", "VERSION", "function_protos"]
+
+DOMAIN = "binarize"
+VERSION = 1
+
+# Clamping before the cast, which truncates, is the floor of the definition: below 0 both give 0, above the largest code
+# both give it, and between them truncation is the floor.
+_PACK_UNIFORM = """
+PackUniform <low, inverse_step, bits, groups> (x) => (codes) {
+  low = Constant <value_float: float = @low> ()
+  inverse = Constant <value_float: float = @inverse_step> ()
+  half = Constant <value_float: float = 0.5> ()
+  zero = Constant <value_float: float = 0.0> ()
+  one = Constant <value_float: float = 1.0> ()
+  two = Constant <value_float: float = 2.0> ()
+  bits = Constant <value_int: int = @bits> ()
+  digits = Cast <to: int = 1> (bits)
+  levels = Pow (two, digits)
+  largest = Sub (levels, one)
+  from_low = Sub (x, low)
+  steps = Mul (from_low, inverse)
+  raised = Add (steps, half)
+  clamped = Clip (raised, zero, largest)
+  codes = Cast <to: int = 2> (clamped)
+}
+"""
+
+_PACK_THRESHOLDS = """
+PackThresholds <groups> (x, thresholds) => (codes) {
+  below = Less (x, thresholds)
+  reached = Not (below)
+  codes = Cast <to: int = 2> (reached)
+}
+"""
+
+# Row t of `powers` holds 2**i at the planes of term t and 0 elsewhere; sums of such products are whole numbers below
+# 256, and therefore exact in floating point.
+_UNPACK_WEIGHT = """
+UnpackWeight <weight_shape, weight_terms> (bits, scale) => (weight) {
+  shape = Constant <value_ints: ints = @weight_shape> ()
+  terms = Constant <value_ints: ints = @weight_terms> ()
+  axis_0 = Constant <value_ints: ints = [0]> ()
+  axis_1 = Constant <value_ints: ints = [1]> ()
+  axis_2 = Constant <value_ints: ints = [2]> ()
+  axis_3 = Constant <value_ints: ints = [3]> ()
+  i0 = Constant <value_int: int = 0> ()
+  i1 = Constant <value_int: int = 1> ()
+  zero = Constant <value_float: float = 0.0> ()
+  one = Constant <value_float: float = 1.0> ()
+  two = Constant <value_float: float = 2.0> ()
+  positions_64 = Constant <value_ints: ints = [0, 1, 2, 3, 4, 5, 6, 7]> ()
+  positions = Cast <to: int = 2> (positions_64)
+  mask = Cast <to: int = 2> (i1)
+  bytes = Unsqueeze (bits, axis_3)
+  shifted = BitShift <direction: string = "RIGHT"> (bytes, positions)
+  digits_8 = BitwiseAnd (shifted, mask)
+  join_bytes = Constant <value_ints: ints = [0, 0, -1]> ()
+  digits_spare = Reshape (digits_8, join_bytes)
+  last = Constant <value_ints: ints = [9223372036854775807]> ()
+  tail = Slice (shape, axis_1, last)
+  depth = ReduceProd <keepdims: int = 1> (tail)
+  digits_kept = Slice (digits_spare, axis_0, depth, axis_2)
+  digits = Cast <to: int = 1> (digits_kept)
+  twice = Mul (digits, two)
+  signs = Sub (one, twice)
+  first_plane = CumSum <exclusive: int = 1> (terms, i0)
+  planes = ReduceSum <keepdims: int = 0> (terms)
+  plane = Range (i0, planes, i1)
+  first_plane_column = Unsqueeze (first_plane, axis_1)
+  terms_column = Unsqueeze (terms, axis_1)
+  exponent = Sub (plane, first_plane_column)
+  started = GreaterOrEqual (exponent, i0)
+  unfinished = Less (exponent, terms_column)
+  inside = And (started, unfinished)
+  exponent_float = Cast <to: int = 1> (exponent)
+  power = Pow (two, exponent_float)
+  powers = Where (inside, power, zero)
+  join_weights = Constant <value_ints: ints = [0, -1]> ()
+  signs_flat = Reshape (signs, join_weights)
+  odd_flat = MatMul (powers, signs_flat)
+  scale_shape = Shape (scale)
+  rest = Constant <value_ints: ints = [-1]> ()
+  odd_shape = Concat <axis: int = 0> (scale_shape, rest)
+  odd = Reshape (odd_flat, odd_shape)
+  scale_column = Unsqueeze (scale, axis_2)
+  parts = Mul (odd, scale_column)
+  rows = ReduceSum <keepdims: int = 0> (parts, axis_0)
+  weight = Reshape (rows, shape)
+}
+"""
+
+# (code + low / step) * (scale * odd) is the value of the input times the value of the weight: `scale` holds the step.
+# Zero padding of that sum is exact, because the convolution pads what is already a value.
+_INPUT = """
+  low = Constant <value_float: float = @low> ()
+  step = Constant <value_float: float = @step> ()
+  minimum = Constant <value_float: float = @minimum> ()
+  maximum = Constant <value_float: float = @maximum> ()
+  offset = Div (low, step)
+  whole = Cast <to: int = 1> (codes)
+  value = Add (whole, offset)
+  weight = binarize.UnpackWeight <weight_shape: ints = @weight_shape, weight_terms: ints = @weight_terms> (bits, scale)
+"""
+
+_CONVOLVE = (
+    _INPUT
+    + """
+  product = Conv <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations, group: int = @group>
+    (value, weight, bias)
+"""
+)
+
+_MULTIPLY = (
+    _INPUT
+    + """
+  columns = Transpose <perm: ints = [1, 0]> (weight)
+  unbiased = MatMul (value, columns)
+  product = Add (unbiased, bias)
+"""
+)
+
+_INPUT_ATTRIBUTES = "low, step, activation_bits, weight_shape, weight_terms, minimum, maximum"
+_CONV_ATTRIBUTES = f"{_INPUT_ATTRIBUTES}, strides, pads, dilations, group"
+
+_PACKED_CONV2D = f"""
+PackedConv2d <{_CONV_ATTRIBUTES}> (codes, bits, scale, bias) => (y) {{
+{_CONVOLVE}
+  y = Clip (product, minimum, maximum)
+}}
+"""
+
+_PACKED_CONV2D_ADD = f"""
+PackedConv2dAdd <{_CONV_ATTRIBUTES}> (codes, bits, scale, bias, residual) => (y) {{
+{_CONVOLVE}
+  sum = Add (product, residual)
+  y = Clip (sum, minimum, maximum)
+}}
+"""
+
+_PACKED_CONV2D_THRESHOLD = f"""
+PackedConv2dThreshold <{_CONV_ATTRIBUTES}> (codes, bits, scale, bias, thresholds) => (digits) {{
+{_CONVOLVE}
+  y = Clip (product, minimum, maximum)
+  below = Less (y, thresholds)
+  reached = Not (below)
+  digits = Cast <to: int = 2> (reached)
+}}
+"""
+
+_PACKED_LINEAR = f"""
+PackedLinear <{_INPUT_ATTRIBUTES}> (codes, bits, scale, bias) => (y) {{
+{_MULTIPLY}
+  y = Clip (product, minimum, maximum)
+}}
+"""
+
+_PACKED_LINEAR_ADD = f"""
+PackedLinearAdd <{_INPUT_ATTRIBUTES}> (codes, bits, scale, bias, residual) => (y) {{
+{_MULTIPLY}
+  sum = Add (product, residual)
+  y = Clip (sum, minimum, maximum)
+}}
+"""
+
+# Those that others call come first.
+_BODIES: dict[str, str] = {
+    "UnpackWeight": _UNPACK_WEIGHT,
+    "PackUniform": _PACK_UNIFORM,
+    "PackThresholds": _PACK_THRESHOLDS,
+    "PackedConv2d": _PACKED_CONV2D,
+    "PackedConv2dAdd": _PACKED_CONV2D_ADD,
+    "PackedConv2dThreshold": _PACKED_CONV2D_THRESHOLD,
+    "PackedLinear": _PACKED_LINEAR,
+    "PackedLinearAdd": _PACKED_LINEAR_ADD,
+}
+
+
+def function_protos(used: set[str], opset: int) -> "list[FunctionProto]":
+    """Return the bodies of the operations in ``used``, and of those that they call.
+
+    Args:
+        used: names of operations of the domain.
+        opset: version of the standard operations that the bodies are written in, at least 18.
+    """
+    import onnx.parser
+
+    wanted = used | ({"UnpackWeight"} if any(name.startswith("Packed") for name in used) else set())
+    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {VERSION}]>'
+    return [onnx.parser.parse_function(header + body) for name, body in _BODIES.items() if name in wanted]

@@ -1,0 +1,215 @@
+"""What stands in the place of packed layers while a network is exported: modules that call one ONNX operation each."""
+
+import copy
+import json
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from binarize.errors import ExportError
+from binarize.export.functions import DOMAIN, VERSION
+from binarize.layers.packed import PackActivation, PackedConv2d, PackedLayer, PackedLinear
+from binarize.passes.graph import put
+
+__all__ = ["LABEL", "digit_threshold", "why_not", "with_stand_ins"]
+
+LABEL = "binarize.label"
+"""Key under which a node carries the JSON of its module's path and a sentence on it, until the file is cleaned."""
+
+FLOAT32_INFINITY = 0x7F800000
+
+
+def with_stand_ins(net: nn.Module) -> nn.Module:
+    """Return a copy of a packed network whose packed layers call operations of the domain; same tensors inside.
+
+    Raises:
+        ExportError: a layer is in a form that the domain has no operation for.
+    """
+    made = copy.deepcopy(net)
+    for name, module in list(made.named_modules(remove_duplicate=False)):
+        if isinstance(module, PackActivation | PackedLayer):
+            why = why_not(module)
+            if why is not None:
+                raise ExportError(f"cannot export layer {name!r} to ONNX: {why}")
+            _put(made, name, _stand_in(module, name))
+    return made
+
+
+def _put(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent = root.get_submodule(name.rpartition(".")[0])
+    if not isinstance(parent, _StandIn):  # the packing inside a packed layer went with it
+        put(root, name, module)
+
+
+def why_not(module: PackActivation | PackedLayer) -> str | None:
+    """Return why the domain has no operation for a packed module, or None if it has one."""
+    terms = module.terms if isinstance(module, PackActivation) else module.geometry.activation_terms
+    if len(terms) > 1:
+        return f"its input has {len(terms)} terms of digit planes, and version {VERSION} of the domain knows one"
+    return None
+
+
+def digit_threshold(reader: PackActivation) -> Tensor:
+    """Return the float32 ``(1,)`` or ``(c,)`` from which on a one-plane packing gives digit 1.
+
+    For a uniform code of one bit it is found by bisecting over all float32 numbers, so that the comparison gives the
+    very digit of the rounded arithmetic that it replaces.
+    """
+    if reader.thresholds is not None:
+        return reader.thresholds[0].float()
+    below, above = -FLOAT32_INFINITY, FLOAT32_INFINITY
+    while above - below > 1:
+        middle = (below + above) // 2
+        if reader.codes(_float_at(middle))[0].item() > 0:
+            above = middle
+        else:
+            below = middle
+    return _float_at(above)
+
+
+def _float_at(rank: int) -> Tensor:
+    """Return the float32 number of the given rank, ``(1,)``: 0 is 0.0, and consecutive ranks are neighbours."""
+    magnitude = torch.tensor([abs(rank)], dtype=torch.int32).view(torch.float32)
+    return -magnitude if rank < 0 else magnitude
+
+
+class _StandIn(nn.Module):
+    """A module that calls one operation of the domain, labelled with the path of the module it stands for."""
+
+    def __init__(self, name: str, doc: str) -> None:
+        super().__init__()
+        self.label = {LABEL: json.dumps([name, doc])}
+
+    @final
+    def call(
+        self, kind: str, inputs: list[Tensor], attributes: dict[str, Any], dtype: torch.dtype, shape: list[Any]
+    ) -> Tensor:
+        """Put one node into the graph that is being traced."""
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{kind}", inputs, attributes,
+            dtype=dtype, shape=shape, version=VERSION, metadata_props=self.label,
+        )  # fmt: skip
+
+
+@final
+class _Pack(_StandIn):
+    """Stands for a `PackActivation`: floats to codes, uint8, same shape."""
+
+    thresholds: Tensor | None
+
+    def __init__(self, pack: PackActivation, name: str) -> None:
+        super().__init__(name, _pack_doc(pack))
+        self.attributes: dict[str, Any] = {"groups": pack.groups}
+        thresholds = None
+        if pack.thresholds is None:
+            self.attributes |= {"low": pack.low, "inverse_step": pack.inverse_step, "bits": pack.terms[0]}
+        else:
+            thresholds = pack.thresholds.reshape(-1, *([] if pack.rows else [1, 1]))
+        self.register_buffer("thresholds", thresholds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map floats ``(n, c, h, w)`` or ``(..., c)`` to codes of the same shape."""
+        if self.thresholds is None:
+            return self.call("PackUniform", [x], self.attributes, torch.uint8, list(x.shape))
+        return self.call("PackThresholds", [x, self.thresholds], self.attributes, torch.uint8, list(x.shape))
+
+
+class _Packed(_StandIn):
+    """What the stand-ins of the two packed layers share."""
+
+    def __init__(self, layer: PackedLayer, name: str) -> None:
+        super().__init__(name, _layer_doc(layer))
+        self.pack = _Pack(layer.activation, f"{name}/pack")
+        self.register_buffer("bits", layer.bits)
+        self.register_buffer("scale", layer.scale)
+        self.register_buffer("bias", layer.bias)
+        geometry, activation = layer.geometry, layer.activation
+        self.geometry = geometry
+        self.attributes: dict[str, Any] = {
+            "low": activation.low, "step": activation.step[0], "activation_bits": geometry.activation_terms[0],
+            "weight_terms": list(geometry.weight_terms), "minimum": layer.minimum, "maximum": layer.maximum,
+        }  # fmt: skip
+
+    @final
+    def call_layer(self, kind: str, codes: Tensor, more: list[Tensor], dtype: torch.dtype, shape: list[Any]) -> Tensor:
+        """Put the layer's node into the graph."""
+        weight = [self.get_buffer(name) for name in ("bits", "scale", "bias")]
+        return self.call(kind, [codes, *weight, *more], self.attributes, dtype, shape)
+
+
+@final
+class _Conv2d(_Packed):
+    """Stands for a `PackedConv2d`; the reader it answers becomes one float threshold per output."""
+
+    thresholds: Tensor | None
+
+    def __init__(self, layer: PackedConv2d, name: str) -> None:
+        super().__init__(layer, name)
+        geometry = layer.geometry
+        self.crop, self.padding_mode, self.mode_padding = layer.crop, layer.padding_mode, layer.mode_padding
+        self.attributes |= {
+            "weight_shape": [geometry.out_channels, geometry.channels // geometry.groups, *geometry.kernel],
+            "strides": list(geometry.stride), "pads": list(geometry.padding * 2),
+            "dilations": list(geometry.dilation), "group": geometry.groups,
+        }  # fmt: skip
+        reader = layer.reader
+        self.register_buffer("thresholds", None if reader is None else digit_threshold(reader).reshape(-1, 1, 1))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map codes or floats ``(n, c, h, w)`` to floats, or codes of the reader, ``(n, o, h', w')``."""
+        if x.is_floating_point():
+            x = self.pack(self._padded(x))
+        shape = [x.shape[0], self.geometry.out_channels, *self.geometry.output_size(x.shape[2], x.shape[3])]
+        if self.thresholds is not None:
+            return self.call_layer("PackedConv2dThreshold", x, [self.thresholds], torch.uint8, shape)
+        if residual is not None:
+            y = self.call_layer("PackedConv2dAdd", x, [residual], torch.float32, shape)
+        else:
+            y = self.call_layer("PackedConv2d", x, [], torch.float32, shape)
+        return y[..., self.crop[0] :, self.crop[1] :] if any(self.crop) else y
+
+    def _padded(self, x: Tensor) -> Tensor:
+        if self.padding_mode == "zeros":
+            return x
+        ph, pw = self.mode_padding
+        return nn.functional.pad(x, (pw, pw, ph, ph), mode=self.padding_mode)
+
+
+@final
+class _Linear(_Packed):
+    """Stands for a `PackedLinear`."""
+
+    def __init__(self, layer: PackedLinear, name: str) -> None:
+        super().__init__(layer, name)
+        self.attributes["weight_shape"] = [layer.geometry.out_channels, layer.geometry.channels]
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map codes or floats ``(..., c)`` to floats ``(..., o)``."""
+        if x.is_floating_point():
+            x = self.pack(x)
+        shape = [*x.shape[:-1], self.geometry.out_channels]
+        if residual is None:
+            return self.call_layer("PackedLinear", x, [], torch.float32, shape)
+        return self.call_layer("PackedLinearAdd", x, [residual.expand(shape)], torch.float32, shape)
+
+
+def _stand_in(module: PackActivation | PackedLayer, name: str) -> _StandIn:
+    if isinstance(module, PackActivation):
+        return _Pack(module, name)
+    return _Conv2d(module, name) if isinstance(module, PackedConv2d) else _Linear(_linear(module), name)
+
+
+def _linear(module: PackedLayer) -> PackedLinear:
+    assert isinstance(module, PackedLinear)
+    return module
+
+
+def _pack_doc(pack: PackActivation) -> str:
+    kind = "uniform codes" if pack.thresholds is None else "codes by threshold"
+    return f"{kind}, {pack.terms[0]} planes"
+
+
+def _layer_doc(layer: PackedLayer) -> str:
+    terms, planes = layer.geometry.weight_terms, layer.geometry.activation_terms[0]
+    return f"{layer.weight_spec}; weight planes {'+'.join(map(str, terms))}, activation planes {planes}"
