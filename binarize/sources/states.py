@@ -1,6 +1,7 @@
 """Unwraps checkpoints and puts a state_dict into a model, or says which keys do not fit."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -19,6 +20,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network",
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
 # torchvision's first densenet files wrote `denselayer1.norm.1.weight` for `denselayer1.norm1.weight`.
 OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
+OPTIONAL = ("num_batches_tracked", "_extra_state")
 SHOWN = 3
 
 
@@ -73,10 +75,10 @@ def unwrap(loaded: object, name: str) -> Unwrapped:
 
 
 def gap_between(model: nn.Module, state: State) -> Gap:
-    """Compare keys and shapes. A missing ``num_batches_tracked`` is no gap: old files have none."""
+    """Compare keys and shapes. A missing ``num_batches_tracked`` or ``_extra_state`` is no gap: it holds no weights."""
     expected = model.state_dict()
     return Gap(
-        missing=tuple(k for k in expected if k not in state and not k.endswith("num_batches_tracked")),
+        missing=tuple(k for k in expected if k not in state and not k.endswith(OPTIONAL)),
         unexpected=tuple(k for k in state if k not in expected),
         shapes=tuple(
             k
@@ -115,9 +117,20 @@ def load_fitting(build: Callable[..., nn.Module], state: State, name: str, arch:
         raise SourceError(
             f"cannot load {name!r} into {arch}: {_explain(build(), state)}; give the --arch it was made by"
         )
-    model.load_state_dict(dict(state), strict=False)
+    _put(model, state, name, arch)
     chosen = ", ".join(f"{key}={value}" for key, value in options.items())
     return model, f"built with {chosen}, as the weights ask" if chosen else None
+
+
+def _put(model: nn.Module, state: State, name: str, arch: str) -> None:
+    weights = OrderedDict(state)
+    # Renamed and safetensors states carry no versions of their layers, without which some layers refuse to load.
+    weights._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    try:
+        model.load_state_dict(weights, strict=False)
+    except (RuntimeError, ValueError) as error:  # a layer's own loading refused them
+        reason = str(error).strip().splitlines()[0]
+        raise SourceError(f"cannot load {name!r} into {arch}: {reason}; give the --arch it was made by") from error
 
 
 def _renamed(model: nn.Module, state: State) -> tuple[State, Gap]:
