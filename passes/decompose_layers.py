@@ -8,7 +8,8 @@ from torch import fx, nn
 
 from binarize.layers.binary import BinaryActivation, BinaryConv2d, BinaryLinear
 from binarize.passes.base import Pass, PassResult
-from binarize.passes.graph import Call, calls, first_input, is_inplace, module_uses, swap
+from binarize.passes.graph import Call, calls, first_input, module_uses, swap
+from binarize.passes.operations import is_inplace
 from binarize.schemes.presets import Scheme
 
 __all__ = ["DecomposeLayers", "decompose"]

@@ -10,17 +10,15 @@ from binarize.layers.packed import PackActivation, PackedConv2d, PackedLayer, Pa
 from binarize.passes.base import Pass, PassResult
 from binarize.passes.graph import (
     Call,
-    add_of,
     bypass,
     call_of,
     calls,
-    clamp_of,
     delete_if_unused,
-    is_inplace,
     module_uses,
     single_user,
     take_over,
 )
+from binarize.passes.operations import add_of, clamp_of, is_inplace
 
 __all__ = ["FuseEpilogue", "FuseThreshold"]
 

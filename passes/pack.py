@@ -14,7 +14,8 @@ from binarize.layers.packed import Geometry, PackActivation, PackedConv2d, Packe
 from binarize.passes.base import Pass, PassResult
 from binarize.passes.fold_batchnorm import FoldBatchNorm
 from binarize.passes.fuse import FuseEpilogue, FuseThreshold
-from binarize.passes.graph import Call, call_again, call_before, calls, first_input, is_inplace, put, swap
+from binarize.passes.graph import Call, call_again, call_before, calls, first_input, put, swap
+from binarize.passes.operations import is_inplace
 
 __all__ = ["PackLayers", "graphs_of", "pack", "pack_layer"]
 

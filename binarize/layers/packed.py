@@ -115,8 +115,8 @@ class PackActivation(nn.Module):
         """Build with buffers still to be filled."""
         shape = config["thresholds"]
         levels = Levels(
-            torch.tensor(config["low"]),
-            torch.tensor(config["step"]),
+            torch.tensor(config["low"], device="cpu"),  # also where the buffers are made on the meta device
+            torch.tensor(config["step"], device="cpu"),
             None if shape is None else torch.zeros(shape),
         )
         made = cls(tuple(config["terms"]), levels, groups=config["groups"], rows=config["rows"])
@@ -289,14 +289,20 @@ class PackedConv2d(PackedLayer):
         if x.is_floating_point():
             x = self.activation(self._padded(x))
         geometry = self.geometry
-        table, row, column = self.tables(x.shape[1], x.shape[2])
+        height, width = x.shape[1:3]
+        table, row, column = self.tables(height, width)
         if self.reader is not None:
             return self._threshold(x, table, row, column)
+        shape = (x.shape[0], geometry.out_channels, *geometry.output_size(height, width))
+        fused = residual is None or (residual.shape == shape and not any(self.crop))
+        limits = (self.minimum, self.maximum) if fused else (-float("inf"), float("inf"))
         y: Tensor = ops.conv2d(
-            x, self.prepared(), self.scale, table, row, column, residual,
-            *geometry.arguments(), self.minimum, self.maximum,
+            x, self.prepared(), self.scale, table, row, column, residual if fused else None,
+            *geometry.arguments(), *limits,
         )  # fmt: skip
-        return y[..., self.crop[0] :, self.crop[1] :] if any(self.crop) else y
+        if any(self.crop):
+            y = y[..., self.crop[0] :, self.crop[1] :]
+        return y if fused else (y + residual).clamp(self.minimum, self.maximum)
 
     def _padded(self, x: Tensor) -> Tensor:
         if self.padding_mode == "zeros":
@@ -353,6 +359,8 @@ class PackedLinear(PackedLayer):
         if x.is_floating_point():
             x = self.activation(x)
         leading, outputs = x.shape[:-3], self.geometry.out_channels
+        if 0 in leading:  # a detector may propose nothing; the kernels take no empty image
+            return self.scale.new_zeros(*leading, outputs)
         planes = x.reshape(1, 1, -1, *x.shape[-3:])
         added = None if residual is None else residual.reshape(1, 1, -1, outputs).permute(0, 3, 1, 2)
         table, _, _ = self.tables(1, 1)

@@ -13,6 +13,7 @@ from binarize.schemes.estimators import CodedActivation, CodedWeight, code_of
 
 __all__ = ["EncodingActivation", "EncodingWeight"]
 
+BLOCK = 1 << 14  # weights searched together: they stay in the cache, and below the size at which torch spins up threads
 CLIPS = 24  # candidates of a clip search; refined by alternation afterwards
 ROUNDS = 6
 
@@ -48,6 +49,10 @@ class EncodingWeight(WeightBasis):
     def fit(self, weight: Tensor) -> Tensor:
         """Return ``(1, o)``: the unit of least squared error, by search over clips and alternating least squares."""
         flat = rows(weight.detach()).float()
+        blocks = flat.split(max(BLOCK // flat.shape[1], 1))
+        return torch.cat([self._fit_rows(block) for block in blocks]).unsqueeze(0).to(weight.dtype)
+
+    def _fit_rows(self, flat: Tensor) -> Tensor:
         top = flat.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
         unit, least = top / self.limit, torch.full_like(top, torch.inf)
         smallest = 0.25 if self.bits > 1 else 0.05
@@ -56,19 +61,19 @@ class EncodingWeight(WeightBasis):
         for _ in range(ROUNDS):
             odd = self.odd(flat, unit.unsqueeze(0))[0]
             unit, least = self._better(flat, (flat * odd).sum(1) / odd.square().sum(1), unit, least)
-        return unit.unsqueeze(0).to(weight.dtype)
+        return unit
 
     def _better(self, flat: Tensor, tried: Tensor, unit: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
         tried = tried.clamp_min(torch.finfo(torch.float32).tiny)
-        value = tried.unsqueeze(1) * self.odd(flat, tried.unsqueeze(0))[0]
-        now = (flat - value).square().sum(1)
+        value = self.odd(flat, tried.unsqueeze(0))[0].mul_(tried.unsqueeze(1))
+        now = value.sub_(flat).square_().sum(1)
         return torch.where(now < least, tried, unit), torch.minimum(now, least)
 
     def odd(self, weight: Tensor, unit: Tensor) -> Tensor:
         """Return the nearest odd integers ``(1, *weight.shape)``."""
-        ratio = weight / per_output(unit[0], weight)
-        code = ((ratio + self.limit) / 2 + 0.5).floor().clamp(0, self.limit)
-        return (2 * code - self.limit).unsqueeze(0)
+        ratio = weight.detach() / per_output(unit[0].detach(), weight)
+        code = ratio.add_(self.limit).mul_(0.5).add_(0.5).floor_().clamp_(0, self.limit)
+        return code.mul_(2).sub_(self.limit).unsqueeze(0)
 
     def __call__(self, weight: Tensor, unit: Tensor) -> Tensor:
         """Return the nearest level of each weight; gradients stop outside the clip."""
