@@ -109,22 +109,27 @@ def _shape(argument: Any) -> str:
 
 @torch.inference_mode()
 def example_arguments(model: nn.Module, images: Tensor) -> tuple[Any, ...]:
-    """Return ``images`` ``(n, c, h, w)`` in the form that ``model`` takes: a batch, a list (detection) or a pair (flow).
+    """Return ``images`` ``(n, c, h, w)`` as ``model`` takes them: a batch, a list (detection) or a pair (flow).
 
     Raises:
         ModelError: it takes none of these; the message is about the plain batch.
     """
-    forms: list[tuple[Any, ...]] = [(images[:1],), ([images[0]],), (images[:1], images[:1])]
-    whole: list[tuple[Any, ...]] = [(images,), (list(images),), (images, images)]
-    failures = []
-    for trial, arguments in zip(forms, whole, strict=True):
-        try:
-            _run(model, trial)
-        except ModelError as error:
-            failures.append(error)
-        else:
-            return arguments
-    raise failures[0]
+    one = images[:1]
+    if _takes(model, (one,)):
+        return (images,)
+    if _takes(model, ([one[0]],)):
+        return (list(images),)
+    if not _takes(model, (one, one)):
+        _run(model, (one,))  # raises
+    return (images, images)
+
+
+def _takes(model: nn.Module, arguments: tuple[Any, ...]) -> bool:
+    try:
+        _run(model, arguments)
+    except ModelError:
+        return False
+    return True
 
 
 def tensor_bytes(net: nn.Module) -> int:
