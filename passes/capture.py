@@ -13,7 +13,7 @@ from torch import fx, nn
 from binarize.errors import CaptureError, nearest
 from binarize.passes.callers import why_not_replaceable
 from binarize.passes.graph import erase_dead, join
-from binarize.passes.inplace import thread_inplace
+from binarize.passes.inplace import AUGMENTED, thread_inplace
 
 __all__ = ["WEIGHTED", "Captured", "capture"]
 
@@ -135,11 +135,17 @@ class _Walk:
         # create_feature_extractor makes a GraphModule that trades its graph in train(): that one is traced again
         if isinstance(module, fx.GraphModule) and type(module).train is nn.Module.train:
             return _tidy(module)
+        before = {inner: dict(vars(inner)) for inner in module.modules()}
         try:
             gm = _trace(module, path, self.leaves)
         except Exception as error:  # a forward may raise anything when it is given proxies
             self.captured.reasons[path] = _explain(error)
             return None
+        finally:
+            # a forward that remembers its input, as torchvision's RoI pooling does, would now remember a proxy
+            for inner, attributes in before.items():
+                vars(inner).clear()
+                vars(inner).update(attributes)
         self._restore(module, path, gm)
         return gm
 
@@ -167,6 +173,18 @@ def _descend(module: nn.Module, path: str) -> nn.Module:
         return module
 
 
+class _Proxy(fx.Proxy):
+    """A proxy that tells ``x += y`` from ``x = x + y``; torch's own records both as the latter."""
+
+
+def _augmented(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, object], fx.Proxy]:
+    return lambda proxy, other: proxy.tracer.create_proxy("call_function", function, (proxy, other), {})
+
+
+for _name, (_function, _) in AUGMENTED.items():
+    setattr(_Proxy, _name, _augmented(_function))
+
+
 @final
 class _Tracer(fx.Tracer):
     """Traces down to layers, however they are spelt, and fixes parameters that are switches."""
@@ -184,6 +202,10 @@ class _Tracer(fx.Tracer):
             return True
         path = join(self.path, module_qualified_name)
         return any(fnmatchcase(path, leaf) for leaf in self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for the value of ``node`` while tracing."""
+        return _Proxy(node, self)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None

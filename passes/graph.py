@@ -145,9 +145,8 @@ def unique_name(gm: nn.Module, hint: str) -> str:
     """Return ``hint`` (a path), numbered if something of ``gm`` already has that path."""
     parent, _, leaf = hint.rpartition(".")
     home = _home(gm, parent)
-    taken = set(dir(home)) if home is not None else set()
     name, count = leaf, 0
-    while name in taken:
+    while home is not None and hasattr(home, name):
         count += 1
         name = f"{leaf}_{count}"
     return join(parent, name)

@@ -1,18 +1,32 @@
 """Make writing in place visible in the graph: later steps may then swap a module without changing what others see."""
 
+import operator
+from collections.abc import Callable
+from typing import Any
+
 from torch import fx
 
 from binarize.passes.graph import first_input, flowing
 from binarize.passes.operations import is_inplace
 
-__all__ = ["thread_inplace"]
+__all__ = ["AUGMENTED", "thread_inplace"]
+
+# `x += y` and its relatives: how the interpreter spells each, in place and not
+AUGMENTED: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]] = {
+    "__iadd__": (operator.iadd, operator.add),
+    "__isub__": (operator.isub, operator.sub),
+    "__imul__": (operator.imul, operator.mul),
+    "__itruediv__": (operator.itruediv, operator.truediv),
+}
+_PLAIN: dict[object, Callable[[Any, Any], Any]] = dict(AUGMENTED.values())
 
 
 def thread_inplace(gm: fx.GraphModule) -> int:
     """Let whoever reads a tensor after it was overwritten read the node that overwrote it.
 
     Tracing records ``y = relu_(x); z = x + y`` with ``z`` reading the old name of ``x``. The value is right only as
-    long as the ReLU really writes in place, which a fused or swapped one does not. Writes through a view are not seen.
+    long as the ReLU really writes in place, which a fused or swapped one does not. Where nothing but its own layer
+    made a tensor, ``+=`` becomes ``+``: then what a hook saw stays as it was. Writes through a view are not followed.
 
     Returns:
         How many readers were moved.
@@ -26,4 +40,6 @@ def thread_inplace(gm: fx.GraphModule) -> int:
         for user in [user for user in source.users if order[user] > order[node]]:
             user.replace_input_with(source, node)
             moved += 1
+        if source.op == "call_module" or source.target in _PLAIN.values():
+            node.target = _PLAIN.get(node.target, node.target)
     return moved
