@@ -209,9 +209,12 @@ class _Finder:
 
     def _group(self, region: _Region, kind: str) -> Group:
         members = set(region.nodes)
-        for node in reversed(self.order):
-            private = node.users and members.issuperset(node.users)
-            if private and node not in self.data and node not in self.taken:
+        side = [n for n in self.order if n not in self.data and n not in self.taken and n is not region.entry]
+        for node in side:
+            if node.all_input_nodes and members.issuperset({*node.all_input_nodes, *self.readers[node]}):
+                members.add(node)
+        for node in reversed(side):
+            if node.users and members.issuperset(node.users):
                 members.add(node)
         self.taken |= members
         nodes = tuple(sorted(members, key=self.order.__getitem__))
