@@ -7,7 +7,7 @@ additions and poolings become the functions a model's author would have written.
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -67,6 +67,8 @@ IN_PLACE: dict[Any, Any] = {
     aten.sub_.Tensor: aten.sub.Tensor,
     aten.mul_.Tensor: aten.mul.Tensor,
 }
+
+_LEAF = object()
 
 
 def lift(program: "ExportedProgram") -> fx.GraphModule:
@@ -221,7 +223,7 @@ class _Lifter:
         """What the program returns; and whether the graph needs torch's codegen for trees of inputs."""
         last = next(node for node in self.source.graph.nodes if node.op == "output")
         leaves = fx.map_arg(list(last.args[0]), self.env.__getitem__)
-        if _is_flat(self.spec.in_spec) and _is_plain_tree(self.spec.out_spec):
+        if _is_flat(self.spec.in_spec) and _is_plain_tree(_skeleton(self.spec.out_spec)):
             return pytree.tree_unflatten(leaves, self.spec.out_spec)
         self.graph.set_codegen(self.source.graph._codegen)
         return leaves
@@ -306,21 +308,17 @@ def _put(root: nn.Module, path: str, module: nn.Module) -> None:
     holder.add_module(name, module)
 
 
-def _leaves(spec: Any) -> Iterator[Any]:
-    if spec.is_leaf():
-        yield spec
-    else:
-        for child in spec.children():
-            yield from _leaves(child)
-
-
 def _is_flat(spec: Any) -> bool:
     """Whether the inputs are positional tensors and nothing else."""
-    arguments, keywords = spec.children()
-    return keywords.num_children == 0 and all(child.is_leaf() for child in arguments.children())
+    arguments, keywords = _skeleton(spec)
+    return not keywords and all(argument is _LEAF for argument in arguments)
 
 
-def _is_plain_tree(spec: Any) -> bool:
-    if spec.is_leaf():
-        return True
-    return spec.type in (tuple, list, dict) and all(_is_plain_tree(child) for child in spec.children())
+def _is_plain_tree(tree: Any) -> bool:
+    if type(tree) is dict:
+        return all(map(_is_plain_tree, tree.values()))
+    return tree is _LEAF or (type(tree) in (tuple, list) and all(map(_is_plain_tree, tree)))
+
+
+def _skeleton(spec: Any) -> Any:
+    return pytree.tree_unflatten([_LEAF] * spec.num_leaves, spec)

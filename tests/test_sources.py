@@ -120,6 +120,15 @@ def test_what_was_saved_is_opened(writer, model, x, tmp_path):
         assert torch.equal(opened.model(x), model(x))
 
 
+@pytest.mark.parametrize("name", ["raft_small", "ssdlite320_mobilenet_v3_large", "swin_t"])
+def test_whole_modules_with_functions_and_plain_classes_inside_are_opened(name, tmp_path):
+    built = find_builder(name).build()
+    torch.save(built, tmp_path / "whole.pt")
+    opened = open_model(str(tmp_path / "whole.pt")).model
+    assert str(opened) == str(built)
+    torch.testing.assert_close(opened.state_dict(), built.state_dict(), rtol=0, atol=0)
+
+
 def test_half_precision_is_widened(model, tmp_path):
     torch.save({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, tmp_path / "h.pt")
     opened = open_model(str(tmp_path / "h.pt"), arch=ARCH)

@@ -41,6 +41,8 @@ NAMED = frozenset(
         "torchvision.models.detection._utils.BoxLinearCoder",
         "torchvision.models.detection._utils.Matcher",
         "torchvision.models.detection._utils.SSDMatcher",
+        "torchvision.models.optical_flow.raft._pass_through_h",
+        "torchvision.ops.boxes.box_iou",
     }
 )
 # These modules are made of source text that the file itself holds.
