@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 from typing import Any, final
 
 import torch
@@ -11,8 +12,9 @@ from binarize.errors import ModelError
 from binarize.kernels.format import words
 from binarize.kernels.problem import Conv2dProblem
 
+native: Any
 try:
-    from binarize.kernels import _native as native
+    native = importlib.import_module("binarize.kernels._native")
 except ImportError:  # installed with BINARIZE_NO_KERNELS=1
     native = None
 
@@ -20,7 +22,7 @@ __all__ = ["Compiled", "compiled_levels", "native"]
 
 
 @functools.lru_cache(maxsize=4096)
-def _geometry(problem: Conv2dProblem) -> Any:  # noqa: ANN401 (an object of the native module)
+def _geometry(problem: Conv2dProblem) -> Any:
     window = [*problem.kernel, *problem.stride, *problem.padding, *problem.dilation]
     per_group = problem.out_channels // problem.groups
     terms = list(problem.weight_terms), list(problem.activation_terms)
@@ -50,7 +52,7 @@ class Compiled:
 
     def _shared(self, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> tuple[Any, ...]:
         n, h, w = x.shape[:3]
-        sizes = (n, h, w, *problem.out_size(h, w))
+        sizes = (n, h, w, *problem.checked_size(h, w))
         return (self.index, _geometry(problem), *sizes, x.data_ptr(), weight.data_ptr(), torch.get_num_threads())
 
     def conv2d_integer(self, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> Tensor:
@@ -80,9 +82,9 @@ class Compiled:
         out = torch.empty((n, problem.out_channels, oh, ow), memory_format=torch.channels_last)
         if residual is not None:
             residual = residual.contiguous(memory_format=torch.channels_last)
-        tables = scale.data_ptr(), bias.data_ptr(), len(bias), _address(row_class), _address(column_class)
+        tables = scale.data_ptr(), bias.data_ptr(), bias.shape[0], _address(row_class), _address(column_class)
         status = native.conv2d_values(*shared, out.data_ptr(), *tables, _address(residual), minimum, maximum)
-        _check(status, len(bias))
+        _check(status, bias.shape[0])
         return out
 
     def conv2d_threshold(
@@ -99,8 +101,14 @@ class Compiled:
         shared = self._shared(problem, x, weight)
         n, oh, ow = shared[2], shared[5], shared[6]
         out = torch.zeros((n, oh, ow, 1, 1, words(problem.out_channels)), dtype=torch.int32)
-        tables = thresholds.data_ptr(), flip.data_ptr(), len(thresholds), _address(row_class), _address(column_class)
-        _check(native.conv2d_threshold(*shared, out.data_ptr(), *tables), len(thresholds))
+        tables = (
+            thresholds.data_ptr(),
+            flip.data_ptr(),
+            thresholds.shape[0],
+            _address(row_class),
+            _address(column_class),
+        )
+        _check(native.conv2d_threshold(*shared, out.data_ptr(), *tables), thresholds.shape[0])
         return out
 
     def pack_uniform(self, x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
@@ -109,7 +117,7 @@ class Compiled:
 
     def pack_thresholds(self, x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
         """See `binarize.kernels.reference.pack_thresholds`."""
-        return self._pack(x, len(thresholds), groups, 0.0, 0.0, thresholds)
+        return self._pack(x, thresholds.shape[0], groups, 0.0, 0.0, thresholds)
 
     def _pack(
         self, x: Tensor, planes: int, groups: int, low: float, inverse_step: float, thresholds: Tensor | None

@@ -43,7 +43,8 @@ def _pack_bytes(bits: Tensor) -> Tensor:
 def _unpack_bytes(octets: Tensor) -> Tensor:
     """Inverse of `_pack_bytes`: uint8 0/1, the last dimension eight times as long."""
     places = torch.arange(8, device=octets.device, dtype=torch.uint8)
-    return (octets.unsqueeze(-1) >> places & 1).flatten(-2)
+    bits: Tensor = octets.unsqueeze(-1) >> places & 1
+    return bits.flatten(-2)
 
 
 def _padded(bits: Tensor, size: int) -> Tensor:

@@ -5,7 +5,7 @@ The ops are for inference: they have no gradient. Wrong arguments raise `ModelEr
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -35,7 +35,6 @@ _LIBRARY.define(
 )
 
 _Ints = Sequence[int]
-_LARGEST = 2**31 - 1
 
 
 @functools.lru_cache(maxsize=4096)
@@ -47,9 +46,17 @@ def _known_problem(
     weight_terms: tuple[int, ...],
     activation_terms: tuple[int, ...],
 ) -> Conv2dProblem:
-    kernel, stride, padding, dilation = ((pair * 2 if len(pair) == 1 else pair) for pair in window)
+    kernel, stride, padding, dilation = (cast("tuple[int, int]", pair) for pair in window)
     return Conv2dProblem(
-        channels, out_channels, kernel, stride, padding, dilation, groups, weight_terms, activation_terms  # type: ignore[arg-type]
+        channels,
+        out_channels,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        groups,
+        weight_terms,
+        activation_terms,
     )
 
 
@@ -86,22 +93,6 @@ def _operands(op: str, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> tup
     return x.contiguous(), _same(op, "weight", weight, problem.weight_shape, torch.int32)
 
 
-def _out_size(op: str, problem: Conv2dProblem, x: Tensor) -> tuple[int, int]:
-    h, w = x.shape[1:3]
-    oh, ow = problem.out_size(h, w)
-    if h < 1 or w < 1 or oh < 1 or ow < 1:
-        raise _refuse(op, "the image", f"large enough for {problem}", f"{h}x{w}")
-    return oh, ow
-
-
-def _check_extent(op: str, problem: Conv2dProblem, x: Tensor) -> None:
-    """Refuse images whose offsets would not fit 32 bits."""
-    rows, columns = (size + 2 * border for size, border in zip(x.shape[1:3], problem.padding, strict=True))
-    groups, planes, per_group = problem.x_shape
-    if rows * columns * groups * planes * per_group > _LARGEST:
-        raise _refuse(op, "a padded image", "less than 2^31 words", f"{rows}x{columns} pixels")
-
-
 def _border(
     op: str, row_class: Tensor | None, column_class: Tensor | None, size: tuple[int, int]
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -115,7 +106,7 @@ def _border(
 
 def _table(op: str, name: str, table: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     """Return a table with one row or more and ``columns`` columns."""
-    return _same(op, name, table, (max(1, len(table)), columns), dtype)
+    return _same(op, name, table, (max(1, table.shape[0]) if table.dim() else 1, columns), dtype)
 
 
 def _values(op: str, x: Tensor, groups: int) -> Tensor:
@@ -137,16 +128,15 @@ def _pack_thresholds(x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
     x = _values("pack_thresholds", x, groups)
     columns = 1 if thresholds.dim() == 2 and thresholds.shape[1] == 1 else x.shape[1]
     thresholds = _table("pack_thresholds", "thresholds", thresholds, columns, torch.float32)
-    if len(thresholds) > 8:
+    if thresholds.shape[0] > 8:
         raise _refuse("pack_thresholds", "thresholds", "at most 8 rows", len(thresholds))
     return choose().pack_thresholds(x, thresholds, groups)
 
 
-def _conv2d_integer(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:  # noqa: ANN401
+def _conv2d_integer(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
     problem = _problem(*geometry)
     x, weight = _operands("conv2d_integer", problem, x, weight)
-    _out_size("conv2d_integer", problem, x)
-    _check_extent("conv2d_integer", problem, x)
+    problem.checked_size(x.shape[1], x.shape[2])
     return choose(problem).conv2d_integer(problem, x, weight)
 
 
@@ -158,20 +148,19 @@ def _conv2d(
     row_class: Tensor | None,
     column_class: Tensor | None,
     residual: Tensor | None,
-    *geometry: Any,  # noqa: ANN401
+    *geometry: Any,
 ) -> Tensor:
     *shape, minimum, maximum = geometry
     problem = _problem(*shape)
     x, weight = _operands("conv2d", problem, x, weight)
-    size = _out_size("conv2d", problem, x)
-    _check_extent("conv2d", problem, x)
+    size = problem.checked_size(x.shape[1], x.shape[2])
     scale = _same("conv2d", "scale", scale, (problem.products, problem.out_channels), torch.float32)
     bias = _table("conv2d", "bias", bias, problem.out_channels, torch.float32)
     rows, columns = _border("conv2d", row_class, column_class, size)
     if residual is not None and (
-        residual.shape != (len(x), problem.out_channels, *size) or residual.dtype != torch.float32
+        residual.shape != (x.shape[0], problem.out_channels, *size) or residual.dtype != torch.float32
     ):
-        wanted = f"float32 of shape {(len(x), problem.out_channels, *size)}"
+        wanted = f"float32 of shape {(x.shape[0], problem.out_channels, *size)}"
         raise _refuse("conv2d", "residual", wanted, f"{residual.dtype} of shape {tuple(residual.shape)}")
     return choose(problem).conv2d(problem, x, weight, scale, bias, rows, columns, residual, minimum, maximum)
 
@@ -183,12 +172,11 @@ def _conv2d_threshold(
     flip: Tensor,
     row_class: Tensor | None,
     column_class: Tensor | None,
-    *geometry: Any,  # noqa: ANN401
+    *geometry: Any,
 ) -> Tensor:
     problem = _problem(*geometry)
     x, weight = _operands("conv2d_threshold", problem, x, weight)
-    size = _out_size("conv2d_threshold", problem, x)
-    _check_extent("conv2d_threshold", problem, x)
+    size = problem.checked_size(x.shape[1], x.shape[2])
     if problem.products != 1:
         raise _refuse("conv2d_threshold", "the number of accumulators", "1", problem.products)
     thresholds = _table("conv2d_threshold", "thresholds", thresholds, problem.out_channels, torch.int32)
@@ -207,19 +195,19 @@ def _fake_pack_thresholds(x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
     return x.new_empty((n, h, w, groups, thresholds.shape[0], words(c // groups)), dtype=torch.int32)
 
 
-def _fake_conv2d_integer(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:  # noqa: ANN401
+def _fake_conv2d_integer(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
     problem = _problem(*geometry)
     oh, ow = problem.out_size(x.shape[1], x.shape[2])
     return x.new_empty((x.shape[0], oh, ow, problem.products, problem.out_channels))
 
 
-def _fake_conv2d(x: Tensor, weight: Tensor, scale: Tensor, *rest: Any) -> Tensor:  # noqa: ANN401
+def _fake_conv2d(x: Tensor, weight: Tensor, scale: Tensor, *rest: Any) -> Tensor:
     problem = _problem(*rest[4:-2])
     oh, ow = problem.out_size(x.shape[1], x.shape[2])
     return scale.new_empty((x.shape[0], oh, ow, problem.out_channels)).permute(0, 3, 1, 2)
 
 
-def _fake_conv2d_threshold(x: Tensor, weight: Tensor, thresholds: Tensor, *rest: Any) -> Tensor:  # noqa: ANN401
+def _fake_conv2d_threshold(x: Tensor, weight: Tensor, thresholds: Tensor, *rest: Any) -> Tensor:
     problem = _problem(*rest[3:])
     oh, ow = problem.out_size(x.shape[1], x.shape[2])
     return x.new_empty((x.shape[0], oh, ow, 1, 1, words(problem.out_channels)))

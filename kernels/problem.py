@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import final
 
 from binarize.errors import ModelError
@@ -14,7 +15,7 @@ _LIMIT = 2**31
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: hashing fields would cost every call microseconds
 class Conv2dProblem:
     """Geometry of a packed convolution and how many planes each term of its operands has.
 
@@ -51,7 +52,7 @@ class Conv2dProblem:
         for name, terms in (("weight", self.weight_terms), ("activation", self.activation_terms)):
             if not terms or any(not 1 <= planes <= 8 for planes in terms):
                 return f"every {name} term needs 1 to 8 planes, and there must be one"
-        return None
+        return "its weight has 2^31 words or more" if math.prod(self.weight_shape) >= _LIMIT else None
 
     @functools.cached_property
     def channels_per_group(self) -> int:
@@ -88,7 +89,9 @@ class Conv2dProblem:
     def largest(self) -> int:
         """The largest magnitude that an integer accumulator can reach."""
         inputs = self.channels_per_group * self.kernel[0] * self.kernel[1]
-        return (2 ** max(self.weight_terms) - 1) * (2 ** max(self.activation_terms) - 1) * inputs
+        odd: int = 2 ** max(self.weight_terms) - 1
+        code: int = 2 ** max(self.activation_terms) - 1
+        return odd * code * inputs
 
     def why_not_int32(self) -> str | None:
         """Return why 32-bit accumulators are too narrow, or None."""
@@ -104,8 +107,27 @@ class Conv2dProblem:
         return None
 
     def out_size(self, h: int, w: int) -> tuple[int, int]:
-        """Return height and width of the output for an input of height ``h`` and width ``w``."""
+        """Return height and width of the output for an input of height ``h`` and width ``w``; symbols may stand in."""
         return self._out(h, 0), self._out(w, 1)
+
+    def checked_size(self, h: int, w: int) -> tuple[int, int]:
+        """Return `out_size`, or raise `ModelError` where no output would be left or offsets would pass 32 bits."""
+        known = self._sizes.get((h, w))
+        return known if known is not None else self._check_size(h, w)
+
+    @functools.cached_property
+    def _sizes(self) -> dict[tuple[int, int], tuple[int, int]]:
+        return {}
+
+    def _check_size(self, h: int, w: int) -> tuple[int, int]:
+        oh, ow = self.out_size(h, w)
+        if min(h, w, oh, ow) < 1:
+            raise ModelError(f"cannot convolve an image of {h}x{w}: it is too small; use a larger one for {self}")
+        rows, columns = h + 2 * self.padding[0], w + 2 * self.padding[1]
+        if rows * columns * math.prod(self.x_shape) >= _LIMIT:
+            raise ModelError(f"cannot convolve an image of {h}x{w}: it takes 2^31 words or more; use a smaller one")
+        self._sizes[h, w] = oh, ow
+        return oh, ow
 
     def _out(self, size: int, axis: int) -> int:
         reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1

@@ -138,6 +138,7 @@ nb::list levels() {
 
 NB_MODULE(_native, module) {
   module.doc() = "Compiled kernels; called through binarize.kernels.ops, which checks what it passes.";
+  nb::set_leak_warnings(false);  // the cache of geometries lives as long as the process
   nb::class_<Geometry>(module, "Geometry");
   module.def("geometry", make_geometry);
   module.def("levels", levels);

@@ -10,7 +10,7 @@
 namespace binarize {
 namespace {
 
-constexpr int kColumn = 16;  // pixels taken together where channels lie apart
+constexpr int kColumn = 64;  // pixels taken together where channels lie apart
 
 inline float clamped_code(float x, float low, float inverse_step, float top) {
   float code = (x - low) * inverse_step + 0.5f;
@@ -30,12 +30,15 @@ struct UniformDigits {
   }
 
   void column(const float* x, int64_t, int bit, uint32_t (*words)[kColumn]) const {
-    uint32_t codes[kColumn];
+    const float low = call.low, inverse_step = call.inverse_step, most = top;
+    const int planes = call.planes;
+    int32_t codes[kColumn];
     for (int pixel = 0; pixel < kColumn; ++pixel)
-      codes[pixel] =
-          static_cast<uint32_t>(static_cast<int32_t>(clamped_code(x[pixel], call.low, call.inverse_step, top)));
-    for (int plane = 0; plane < call.planes; ++plane)
-      for (int pixel = 0; pixel < kColumn; ++pixel) words[plane][pixel] |= (codes[pixel] >> plane & 1u) << bit;
+      codes[pixel] = static_cast<int32_t>(clamped_code(x[pixel], low, inverse_step, most));
+    for (int plane = 0; plane < planes; ++plane)
+#pragma GCC ivdep
+      for (int pixel = 0; pixel < kColumn; ++pixel)
+        words[plane][pixel] |= (static_cast<uint32_t>(codes[pixel]) >> plane & 1u) << bit;
   }
 };
 

@@ -63,6 +63,12 @@ inline void add_popcounts(const uint32_t* words, int64_t stride, int64_t count, 
   }
 }
 
+__attribute__((always_inline)) inline void add_strided(const int32_t* from, int64_t stride, int64_t count,
+                                                       int32_t* sums) {
+#pragma GCC ivdep
+  for (int64_t x = 0; x < count; ++x) sums[x] += from[x * stride];
+}
+
 // Sum the popcounts of one map of pixels over the taps of each output pixel.
 inline void add_taps(const Plan& plan, const Chunk& chunk, const int32_t* popcounts, int32_t* windows) {
   const Geometry& g = *plan.call->geometry;
@@ -70,7 +76,10 @@ inline void add_taps(const Plan& plan, const Chunk& chunk, const int32_t* popcou
     for (int64_t tap = 0; tap < plan.taps; ++tap) {
       const int64_t row = y * g.stride_h + tap / g.kernel_w * g.dilation_h;
       const int32_t* from = popcounts + row * plan.view_w + tap % g.kernel_w * g.dilation_w;
-      for (int64_t x = 0; x < chunk.columns; ++x) windows[x] += from[x * g.stride_w];
+      if (g.stride_w == 1)
+        add_strided(from, 1, chunk.columns, windows);
+      else
+        add_strided(from, g.stride_w, chunk.columns, windows);
     }
 }
 
@@ -102,9 +111,16 @@ inline void place_pixels(const Plan& plan, const Chunk& chunk, const Workspace& 
   int32_t* classes = space.classes;
   for (int64_t y = chunk.first; y < chunk.last; ++y, offsets += chunk.columns, classes += chunk.columns) {
     const int32_t start = static_cast<int32_t>((y - chunk.first) * g.stride_h * plan.row);
-    for (int32_t x = 0; x < chunk.columns; ++x) offsets[x] = start + x * step;
-    for (int32_t x = 0; x < chunk.columns; ++x)
-      classes[x] = call.row_class == nullptr ? 0 : call.row_class[y] + call.column_class[x];
+    const int32_t columns = static_cast<int32_t>(chunk.columns);
+#pragma GCC ivdep
+    for (int32_t x = 0; x < columns; ++x) offsets[x] = start + x * step;
+    if (call.row_class == nullptr) {
+      memset(classes, 0, static_cast<size_t>(columns) * 4);
+      continue;
+    }
+    const int32_t row = call.row_class[y];
+#pragma GCC ivdep
+    for (int32_t x = 0; x < columns; ++x) classes[x] = row + call.column_class[x];
   }
 }
 
