@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from binarize.artifact import replacing
 from binarize.convert import plan
 from binarize.cost import example_arguments, measure_macs, packed_bytes, tensor_bytes, weight_bytes
 from binarize.data import random_images
@@ -290,12 +291,8 @@ def write_html(found: Summary, path: Path | str, *, title: str) -> None:
 
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
     text = page.render(title=title, summary=found, size=size, count=count, widest=_widest(found))
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as cause:
-        raise OutputError(
-            f"cannot write the report {path}: {cause.strerror}; give a path that can be written"
-        ) from cause
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _widest(found: Summary) -> int:

@@ -1,0 +1,78 @@
+"""The command line: one module per command; nothing heavy is imported before a command runs."""
+
+import warnings
+from typing import Any, NoReturn, final
+
+import click
+
+from binarize import __version__
+from binarize.cli.benchmark import benchmark
+from binarize.cli.convert import convert
+from binarize.cli.demo import demo
+from binarize.cli.doctor import doctor
+from binarize.cli.evaluate import evaluate
+from binarize.cli.export import export
+from binarize.cli.inspect import inspect
+from binarize.cli.output import fail, one_line
+from binarize.cli.schemes import schemes
+from binarize.errors import BinarizeError, nearest
+
+__all__ = ["COMMANDS", "main"]
+
+# In the order of a user's work, which is the order of the help.
+COMMANDS: tuple[click.Command, ...] = (convert, evaluate, inspect, export, benchmark, schemes, doctor, demo)
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+@final
+class _Main(click.Group):
+    """A group that ends a `BinarizeError` with one line and exit code 2, and lets a bug keep its traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            known = ", ".join(self.commands)
+            ctx.fail(f"no such command {args[0]!r}{nearest(args[0], self.commands)} The commands are {known}.")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            with warnings.catch_warnings():
+                _hush()
+                return super().invoke(ctx)
+        except BinarizeError as error:
+            self._end(one_line(error), BAD_INPUT)
+        except KeyboardInterrupt:
+            self._end("interrupted; no output was written", INTERRUPTED)
+
+    @staticmethod
+    def _end(message: str, code: int) -> NoReturn:
+        fail(message)
+        raise click.exceptions.Exit(code)
+
+
+def _hush() -> None:
+    """Leave out the warnings of torch and others, as Python does for deprecations, unless -W asks for them."""
+    import sys
+
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="binarize")
+def main() -> None:
+    """Rewrite a trained CNN into aggregated binary branches that run on xnor/popcount kernels.
+
+    MODEL is a file (a state_dict or safetensors with --arch, a pickled module, a .pt2 program), torchvision:NAME,
+    package.module:factory or path/to/file.py:factory. NET is a file written by `binarize convert`.
+    """
+
+
+for _command in COMMANDS:
+    main.add_command(_command)

@@ -1,0 +1,83 @@
+"""`binarize doctor`: what is installed, which kernels run here, and why the others do not."""
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import click
+
+from binarize.cli.options import json_option
+from binarize.cli.output import print_json, print_lines, print_table
+
+__all__ = ["doctor"]
+
+# Distribution -> the extra that brings it; None for what is always installed.
+PACKAGES: dict[str, str | None] = {
+    "torch": None, "torchvision": None, "numpy": None, "safetensors": None, "click": None, "rich": None,
+    "onnx": None, "onnxscript": None, "onnxruntime": None,
+    "jinja2": "report", "matplotlib": "report", "scikit-learn": "demo", "accelerate": "distributed",
+    "cuda-core": "cuda",
+}  # fmt: skip
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what is installed and which kernels run here."""
+    found = _examine()
+    if as_json:
+        print_json(found)
+        return
+    print_table("packages", ("package", "version", "note"), _package_rows(found["packages"]), left=(0, 1, 2))
+    click.echo()
+    kernels = [
+        (row["name"], "runs" if row["reason"] is None else "no", row["reason"] or "") for row in found["kernels"]
+    ]
+    print_table("kernels, best first", ("kernel", "here", "because"), kernels, left=(0, 1, 2))
+    print_lines(["", *_sentences(found)])
+
+
+def _examine() -> dict[str, Any]:
+    import torch
+
+    from binarize import __version__
+    from binarize.kernels.dispatch import levels
+
+    return {
+        "binarize": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "kernels": [{"name": name, "reason": reason} for name, reason in levels()],
+        "forced_kernel": os.environ.get("BINARIZE_KERNEL") or None,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _package_rows(packages: dict[str, str | None]) -> list[tuple[str, str, str]]:
+    return [
+        (name, version or "missing", "" if version else f"optional: pip install 'binarize[{PACKAGES[name]}]'")
+        for name, version in packages.items()
+    ]
+
+
+def _sentences(found: dict[str, Any]) -> list[str]:
+    runs = [row["name"] for row in found["kernels"] if row["reason"] is None]
+    chosen = found["forced_kernel"] or (runs[0] if runs else "none")
+    forced = " (BINARIZE_KERNEL)" if found["forced_kernel"] else ""
+    device = found["cuda_device"] or "no CUDA device that torch can use"
+    return [
+        f"binarize {found['binarize']}, Python {found['python']} on {found['machine']}",
+        f"packed layers run on {chosen}{forced}, on {found['threads']} of {found['cpus']} CPUs",
+        f"GPU: {device}",
+    ]

@@ -1,0 +1,51 @@
+"""`binarize inspect`: what each layer became or would become, and why the rest stays in full precision."""
+
+from pathlib import Path
+
+import click
+
+from binarize.cli.opening import open_subject
+from binarize.cli.options import SHAPE, json_option, model_options
+from binarize.cli.output import note, print_json, print_lines, print_table
+
+__all__ = ["inspect"]
+
+
+@click.command()
+@click.argument("network", metavar="MODEL|NET")
+@click.option("--scheme", metavar="S", help="For a MODEL: what would be asked for.")
+@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE.toml", help="For a MODEL: the recipe.")
+@click.option("--input-shape", type=SHAPE, help="Image to count MACs for.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write the same as a page.")
+@model_options
+@json_option
+def inspect(
+    network: str,
+    scheme: str | None,
+    recipe: Path | None,
+    input_shape: tuple[int, ...] | None,
+    report: Path | None,
+    arch: str | None,
+    trust: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """List every layer: scheme, bytes, MACs, reasons."""
+    from binarize.cli.recipes import read_recipe
+    from binarize.report import require_html, summary, write_html
+
+    if report is not None:
+        require_html(report)
+    asked = read_recipe(recipe, scheme)
+    subject = open_subject(network, arch, trust)
+    shape = input_shape or subject.input_shape
+    if shape is None:
+        shape = (3, 224, 224)
+        note("counting MACs for an image of 3,224,224; --input-shape says otherwise")
+    found = summary(subject.net, recipe=asked, input_shape=shape)
+    if report is not None:
+        write_html(found, report, title=subject.title)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    print_table(subject.title, found.columns(), found.rows(), left=(0, 1, 2, 7))
+    print_lines(["", *found.closing()])

@@ -1,0 +1,73 @@
+"""Opens what a user names on the command line: a model, a converted network, or an ONNX file."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from binarize.cli.output import note
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from binarize.sources import Opened
+
+__all__ = ["Subject", "open_net", "open_original", "open_subject"]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What a command works on.
+
+    Attributes:
+        net: the network in evaluation mode.
+        converted: whether `convert` made it.
+        title: short name.
+        input_shape: ``(c, h, w)`` where it is known.
+    """
+
+    net: "nn.Module"
+    converted: bool
+    title: str
+    input_shape: tuple[int, ...] | None
+
+
+def open_original(spec: str, arch: str | None = None, trust: Sequence[str] = ()) -> "Opened":
+    """Open a float model and print what its opening has to say."""
+    from binarize.sources import open_model
+
+    opened = open_model(spec, arch=arch, trust_packages=trust)
+    for sentence in opened.notes:
+        note(sentence)
+    return opened
+
+
+def open_net(spec: str, arch: str | None = None, trust: Sequence[str] = ()) -> Subject:
+    """Open a converted network; ``arch`` builds the outer code of one that was traced by parts."""
+    from binarize.artifact import load
+    from binarize.record import record_of
+
+    net = load(spec, model=None if arch is None else open_original(arch, trust=trust).model)
+    return Subject(net, True, Path(spec).stem, record_of(net).input_shape)
+
+
+def open_subject(spec: str, arch: str | None = None, trust: Sequence[str] = ()) -> Subject:
+    """Open whatever ``spec`` names: a converted network, an ONNX file or a float model."""
+    from binarize.artifact import is_artifact
+
+    if is_artifact(spec):
+        return open_net(spec, arch, trust)
+    if spec.endswith(".onnx"):
+        return _open_onnx(Path(spec))
+    opened = open_original(spec, arch, trust)
+    return Subject(opened.model, False, opened.name, opened.input_shape)
+
+
+def _open_onnx(path: Path) -> Subject:
+    from binarize.errors import SourceError
+    from binarize.peers import OnnxModel
+
+    if not path.is_file():
+        raise SourceError(f"cannot open {str(path)!r}: there is no such file; check the path")
+    return Subject(OnnxModel(path).eval(), False, path.stem, None)
