@@ -1,3 +1,5 @@
+import importlib.util
+from pathlib import Path
 from typing import final
 
 import pytest
@@ -67,3 +69,10 @@ def test_an_error_that_speaks_to_the_user_goes_through_unchanged():
 def test_a_pass_must_say_what_it_does():
     with pytest.raises(TypeError, match="abstract"):
         Pass()
+
+
+def test_the_folder_is_no_package_of_its_own():
+    folder = Path(__file__).parents[2] / "passes" / "__init__.py"
+    spec = importlib.util.spec_from_file_location("passes", folder)
+    with pytest.raises(ImportError, match=r"installs as binarize\.passes"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
