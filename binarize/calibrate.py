@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from binarize.calibration.fit import Fit, Problem, fit_to_output, fit_to_weight
+from binarize.calibration.fit import Problem, fit_to_output, fit_to_weight
 from binarize.calibration.lockstep import Meeting, first_tensor, lockstep
 from binarize.calibration.rows import Rows, draw, row_count, values
 from binarize.layers.binary import BinaryConv2d, BinaryLinear, binary_layers
@@ -90,9 +90,9 @@ def calibrate(
     """Fit every binary layer of ``net``, in place, to the outputs of the same layer in ``teacher``.
 
     Layers are fitted in the order of execution, each on inputs that come from the fitted layers before it: first the
-    levels of its input by least squares, then codes, units and bias so that its output comes closest to the teacher's on
-    the same images (see `binarize.calibration.fit`). Normalisation layers keep their statistics: estimating them anew
-    from a few hundred images costs more than it gives.
+    levels of its input by least squares, then codes, units and bias so that its output comes closest to the teacher's
+    on the same images (see `binarize.calibration.fit`). Normalisation layers keep their statistics: estimating them
+    anew from a few hundred images costs more than it gives.
 
     Args:
         net: training form, with the teacher's module paths. Both networks are put in evaluation mode.

@@ -1,1 +1,1 @@
-"""Parts of calibration: runs in lockstep (`lockstep`), sampled rows (`rows`), closed-form fits (`fit`), groups (`reconstruct`)."""
+"""Parts of calibration: runs in lockstep, sampled rows, closed-form fits, reconstruction of groups."""

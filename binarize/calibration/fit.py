@@ -55,7 +55,7 @@ class Problem:
             weight: ``(g, o, k)``.
             ridge: added to H, as a share of the mean of its diagonal.
         """
-        rows, inputs = design.shape[1:]
+        rows = design.shape[1]
         gram = (design.transpose(1, 2) @ design).double() / rows
         cross = (targets.transpose(1, 2) @ design).double() / rows
         level = ridge * gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-20)
@@ -106,8 +106,8 @@ def fit_to_output(basis: WeightBasis, problem: Problem, sweeps: int) -> Fit:
     """Choose codes and units for (1): several starts, each descended on, and the best of them for each output.
 
     Coordinate descent over codes is exact per coordinate: with the others fixed, (1) is a parabola in one weight, and
-    the nearest level to its minimum is the best. Units follow by least squares for fixed codes. No step makes (1) worse,
-    and one start is the fit to the weights alone, so the result is at least as good as that.
+    the nearest level to its minimum is the best. Units follow by least squares for fixed codes. No step makes (1)
+    worse, and one start is the fit to the weights alone, so the result is at least as good as that.
     """
     groups, outputs, inputs = problem.best.shape
     shares = SHRINK if basis.count <= FEW_PLANES else (1.0,)

@@ -1,8 +1,8 @@
 """Run a network and its teacher on many batches side by side, stopping them all at one layer after the other.
 
-Fitting layer by layer, each on inputs that the fitted layers before it produced, needs either one forward pass per layer
-or passes that can be suspended. Here every batch has two threads, of which exactly one in the whole process runs at any
-time: the threads are coroutines that work in any Python code, traced or not, and the result is deterministic. In all,
+Fitting layer by layer, each on inputs that the fitted layers before it produced, needs either one forward pass per
+layer or passes that can be suspended. Here every batch has two threads, of which exactly one in the whole process runs
+at any time: they are coroutines that work in any Python code, traced or not, and the result is deterministic. In all,
 one forward pass of each network is run, and only the tensors that are alive at the present layer are held.
 """
 

@@ -43,7 +43,7 @@ class Rows:
     def design(self, layer: BinaryConv2d | BinaryLinear) -> Tensor:
         """Return the binarised inputs ``(g, p, k)`` as the layer's own activation gives them, g convolution groups."""
         groups = layer.groups if isinstance(layer, BinaryConv2d) else 1
-        taps = layer.activation(self.taps) * self.inside
+        taps: Tensor = layer.activation(self.taps) * self.inside
         return taps.reshape(len(taps), groups, -1).transpose(0, 1).contiguous()
 
 
