@@ -1,7 +1,9 @@
 """binarize: a trained CNN rewritten into aggregated binary branches that really run on xnor/popcount kernels."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, final
 
 __version__ = "0.1.0"
 
@@ -55,6 +57,19 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
+
+
+@final
+class _Package(ModuleType):
+    """Keeps `binarize.convert` the function: importing the module of that name would otherwise put itself there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOMES.get(name) == value.__name__:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

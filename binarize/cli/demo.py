@@ -22,7 +22,7 @@ __all__ = ["demo"]
     "--folder", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Where to write."
 )
 @click.option("--scheme", metavar="S", default="encoding:w=4,a=4", show_default=True, help="What to convert to.")
-@click.option("--epochs", type=click.IntRange(1), default=15, show_default=True, help="Of training the original.")
+@click.option("--epochs", type=click.IntRange(1), default=12, show_default=True, help="Of training the original.")
 @seed_option
 @json_option
 def demo(folder: Path, scheme: str, epochs: int, seed: int, as_json: bool) -> None:

@@ -43,7 +43,8 @@ class DigitsNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(n, 1, 8, 8)`` to scores ``(n, 10)``."""
         x = F.relu(self.norm(self.stem(x)))
-        return self.classifier(self.blocks(x).mean((2, 3)))
+        scores: Tensor = self.classifier(self.blocks(x).mean((2, 3)))
+        return scores
 
 
 def network() -> nn.Module:
