@@ -3,10 +3,12 @@
     y = gamma / std * conv + (beta - gamma * mean / std),    std = sqrt(var + eps)
 
 A packed layer takes the gain into its scales and the shift into its bias; a float convolution into its weight.
+torchvision's FrozenBatchNorm2d, which detectors use, is folded like any other.
 """
 
 import dataclasses
-from typing import final
+import sys
+from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
@@ -35,7 +37,8 @@ class FoldBatchNorm(Pass):
         """Fold what can be folded; the rest is reported with its reason."""
         changed: list[str] = []
         skipped: dict[str, str] = {}
-        for norm in calls(gm, NORMS):
+        kinds: Any = (*NORMS, *frozen_norms())
+        for norm in calls(gm, kinds):
             feeder = _feeder(gm, norm)
             if isinstance(feeder, str):
                 skipped[norm.name] = feeder
@@ -46,10 +49,16 @@ class FoldBatchNorm(Pass):
         return PassResult(tuple(changed), skipped)
 
 
-def _feeder(gm: fx.GraphModule, norm: Call[nn.BatchNorm1d | nn.BatchNorm2d]) -> Call[nn.Module] | str:
+def frozen_norms() -> tuple[type[nn.Module], ...]:
+    """Return torchvision's frozen normalisation if torchvision is loaded: without it no model can hold one."""
+    misc = sys.modules.get("torchvision.ops.misc")
+    return () if misc is None else (misc.FrozenBatchNorm2d,)
+
+
+def _feeder(gm: fx.GraphModule, norm: Call[Any]) -> Call[nn.Module] | str:
     """Return the layer that ``norm`` folds into, or why there is none."""
     uses = module_uses(gm)
-    if norm.module.training or norm.module.running_mean is None:
+    if isinstance(norm.module, NORMS) and (norm.module.training or norm.module.running_mean is None):
         return "normalises by the statistics of each batch"
     if len(uses[norm.name]) > 1:
         return f"called {len(uses[norm.name])} times"
@@ -71,7 +80,7 @@ def _why_not(feeder: Call[nn.Module], times: int) -> str | None:
     return None if plain else f"{feeder.name!r} is a {type(feeder.module).__name__}"
 
 
-def _fold(gm: fx.GraphModule, feeder: Call[nn.Module], norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+def _fold(gm: fx.GraphModule, feeder: Call[nn.Module], norm: Any) -> None:
     if isinstance(feeder.module, PackedLayer):
         feeder.module.multiply(*gain_and_shift(norm))
     elif isinstance(feeder.module, nn.Conv2d):
@@ -80,10 +89,8 @@ def _fold(gm: fx.GraphModule, feeder: Call[nn.Module], norm: nn.BatchNorm1d | nn
         put(gm, feeder.name, fuse_linear_bn_eval(feeder.module, norm))
 
 
-def gain_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def gain_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     """Return the ``(o,)`` float32 pair that ``norm`` multiplies by and adds in evaluation mode."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     mean, var = norm.running_mean.detach().double(), norm.running_var.detach().double()
     gain = torch.rsqrt(var + norm.eps)
     if norm.weight is not None:

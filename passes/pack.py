@@ -86,19 +86,19 @@ def pack_activation(layer: BinaryConv2d | BinaryLinear) -> PackActivation:
 @torch.no_grad()
 def pack_layer(layer: BinaryConv2d | BinaryLinear) -> PackedConv2d | PackedLinear:
     """Return the packed form of one layer: same weight planes, same scales, same bias."""
-    terms = {"weight_terms": layer.weight_basis.terms, "activation_terms": layer.activation.basis.terms}
+    terms = (layer.weight_basis.terms, layer.activation.basis.terms)
     packed: PackedConv2d | PackedLinear
     if isinstance(layer, BinaryConv2d):
         inside = layer.padding if layer.padding_mode == "zeros" else (0, 0)
         geometry = Geometry(
             layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, inside, layer.dilation,
-            layer.groups, **terms,
+            layer.groups, *terms,
         )  # fmt: skip
         packed = PackedConv2d(geometry, pack_activation(layer), layer.scheme.spec)
         packed.crop, packed.padding_mode = layer.crop, layer.padding_mode
         packed.mode_padding = layer.padding if layer.padding_mode != "zeros" else (0, 0)
     else:
-        geometry = Geometry(layer.in_features, layer.out_features, **terms)
+        geometry = Geometry(layer.in_features, layer.out_features, weight_terms=terms[0], activation_terms=terms[1])
         packed = PackedLinear(geometry, pack_activation(layer), layer.scheme.spec)
     scale = layer.unit.unsqueeze(1) * layer.activation.step.reshape(1, -1, 1)
     bias = layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias

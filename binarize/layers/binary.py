@@ -63,7 +63,7 @@ class BinaryActivation(nn.Module):
 
 
 class BinaryLayer(nn.Module):
-    """What the two binary layers share: a latent weight ``(o, ...)``, units ``(t, o)`` and an optional bias ``(o,)``."""
+    """What both binary layers share: a latent weight ``(o, ...)``, units ``(t, o)`` and an optional bias ``(o,)``."""
 
     def __init__(self, float_layer: nn.Conv2d | nn.Linear, scheme: Scheme, activation: BinaryActivation) -> None:
         super().__init__()

@@ -254,3 +254,21 @@ def assert_same(out, wanted):
     far = (out - wanted).abs() > 1e-4 * wanted.abs().max().clamp_min(1.0)
     assert out.shape == wanted.shape
     assert far.float().mean() < 0.01
+
+
+def test_frozen_normalisation_of_detectors_is_folded(x):
+    from torchvision.ops import FrozenBatchNorm2d
+
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), FrozenBatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1), FrozenBatchNorm2d(4))
+    model[1].running_var.uniform_(0.5, 2.0)
+    model[4].bias.normal_()
+    tracer = fx.Tracer()
+    tracer.is_leaf_module = lambda module, path: True
+    gm = fx.GraphModule(model, tracer.trace(model)).eval()
+    DecomposeLayers({"0": build_scheme("encoding:w=8,a=8")})(gm)
+    gm.get_submodule("0").activation.set_levels(build_scheme("encoding:w=8,a=8").activation.fit(x))
+    before = gm(x).detach()
+    PackLayers()(gm)
+
+    assert FoldBatchNorm()(gm).changed == ("1", "4")
+    torch.testing.assert_close(gm(x).detach(), before, rtol=1e-4, atol=1e-4)
