@@ -36,7 +36,7 @@ def words(channels: int) -> int:
 def _pack_bytes(bits: Tensor) -> Tensor:
     """Pack 0/1 along the last dimension, a multiple of 8, into bytes; the first bit is the lowest."""
     places = torch.arange(8, device=bits.device, dtype=torch.uint8)
-    octets = bits.to(torch.uint8).unflatten(-1, (bits.shape[-1] // 8, 8)) << places
+    octets: Tensor = bits.to(torch.uint8).unflatten(-1, (bits.shape[-1] // 8, 8)) << places
     return octets.sum(-1, dtype=torch.uint8)
 
 

@@ -1,0 +1,284 @@
+import dataclasses
+import itertools
+import os
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from binarize.errors import ModelError
+from binarize.kernels import ops, reference
+from binarize.kernels.dispatch import LEVELS
+from binarize.kernels.format import pack_digits, pack_signs, prepare_weight, unpack_digits
+from binarize.kernels.problem import Conv2dProblem
+
+level_of = pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+faster_of = pytest.mark.parametrize("level", LEVELS[:-1], ids=lambda level: level.name)  # all but the reference itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    problem: Conv2dProblem
+    signs: torch.Tensor  # (planes, o, c / groups, kh, kw)
+    codes: tuple[torch.Tensor, ...]  # one (n, c, h, w) per activation term
+
+    @property
+    def x(self):
+        terms = zip(self.codes, self.problem.activation_terms, strict=True)
+        return torch.cat([pack_digits(code, planes, self.problem.groups) for code, planes in terms], 4)
+
+    @property
+    def weight(self):
+        p = self.problem
+        layout = {"out_channels": p.out_channels, "channels_per_group": p.channels_per_group, "kernel": p.kernel}
+        return prepare_weight(pack_signs(self.signs), **layout, groups=p.groups)
+
+    @property
+    def geometry(self):
+        p = self.problem
+        window = [list(pair) for pair in (p.kernel, p.stride, p.padding, p.dilation)]
+        return p.channels, p.out_channels, *window, p.groups, list(p.weight_terms), list(p.activation_terms)
+
+    def sums(self):
+        """The integers by their meaning alone: (n, h', w', terms, o)."""
+        p = self.problem
+        odd = []
+        for term in self.signs.split(list(p.weight_terms)):
+            odd.append(sum(2**i * plane.double() for i, plane in enumerate(term)))
+        pairs = itertools.product(odd, self.codes)
+        window = p.stride, p.padding, p.dilation, p.groups
+        return torch.stack([F.conv2d(code.double(), w, None, *window) for w, code in pairs], 1).permute(0, 3, 4, 1, 2)
+
+
+def make_case(problem, n, h, w, seed, fill=None):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (sum(problem.weight_terms), problem.out_channels, problem.channels_per_group, *problem.kernel)
+    signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+    size = (n, problem.channels, h, w)
+    codes = [torch.randint(0, 2**planes, size, generator=generator) for planes in problem.activation_terms]
+    if fill is not None:
+        signs.fill_(fill)
+        codes = [torch.full(size, 2**planes - 1) for planes in problem.activation_terms]
+    return Case(problem, signs, tuple(codes))
+
+
+@st.composite
+def cases(draw, single=False):
+    def pair(low, high):
+        return draw(st.integers(low, high)), draw(st.integers(low, high))
+
+    def terms():
+        most = 1 if single else 3
+        return tuple(draw(st.lists(st.integers(1, 8), min_size=1, max_size=most)))
+
+    kernel, stride, dilation, padding = pair(1, 7), pair(1, 3), pair(1, 3), pair(0, 4)
+    if draw(st.booleans()):  # square windows without holes are what networks have
+        kernel, stride, dilation, padding = ((a, a) for a in (kernel[0], stride[0], 1, kernel[0] // 2))
+    groups = draw(st.sampled_from((1, 1, 2, 3)))
+    channels, outputs = draw(st.integers(1, 130 // groups)), draw(st.integers(1, 70 // groups))
+    sizes = [
+        max(1, d * (k - 1) + 1 - 2 * p) + draw(st.integers(0, 8))
+        for k, d, p in zip(kernel, dilation, padding, strict=True)
+    ]
+    problem = Conv2dProblem(
+        channels * groups, outputs * groups, kernel, stride, padding, dilation, groups, terms(), terms()
+    )
+    return make_case(problem, draw(st.integers(1, 3)), *sizes, draw(st.integers(0, 2**31 - 1)))
+
+
+def forced(level, problem=None):
+    if why := level.why_not(problem):
+        pytest.skip(why)
+    return mock.patch.dict(os.environ, BINARIZE_KERNEL=level.name)
+
+
+def epilogue(case, residual):
+    """Float tables with a border class for each output row and column."""
+    p, generator = case.problem, torch.Generator().manual_seed(7)
+    oh, ow = p.out_size(*case.codes[0].shape[2:])
+    rows, columns = torch.arange(oh) % 3, torch.arange(ow) % 2
+    shape = (case.codes[0].shape[0], p.out_channels, oh, ow)
+    return (
+        torch.randn(p.products, p.out_channels, generator=generator),
+        torch.randn(6, p.out_channels, generator=generator) * 100,
+        (rows * 2).int(),
+        columns.int(),
+        torch.randn(shape, generator=generator) * 100 if residual else None,
+    )
+
+
+@level_of
+@settings(max_examples=40)
+@given(case=cases())
+def test_accumulators_are_the_exact_convolutions_of_codes_with_odd_weights(level, case):
+    with forced(level, case.problem):
+        seen = ops.conv2d_integer(case.x, case.weight, *case.geometry)
+
+    assert seen.dtype == torch.int32
+    assert torch.equal(seen.double(), case.sums())
+
+
+@faster_of
+@settings(max_examples=25)
+@given(case=cases(), residual=st.booleans(), low=st.sampled_from((0.0, -float("inf"), -50.0)))
+def test_the_float_epilogue_equals_the_reference_bit_for_bit(level, case, residual, low):
+    scale, bias, rows, columns, other = epilogue(case, residual)
+    with forced(level, case.problem):
+        seen = ops.conv2d(case.x, case.weight, scale, bias, rows, columns, other, *case.geometry, low, 1000.0)
+
+    wanted = reference.conv2d(case.problem, case.x, case.weight, scale, bias, rows, columns, other, low, 1000.0)
+    assert seen.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(seen, wanted)
+
+
+@settings(max_examples=15)
+@given(case=cases(), residual=st.booleans())
+def test_the_reference_epilogue_is_scales_bias_residual_and_clamp(case, residual):
+    scale, bias, rows, columns, other = epilogue(case, residual)
+
+    seen = reference.conv2d(case.problem, case.x, case.weight, scale, bias, rows, columns, other, -50.0, 1e9)
+
+    y = (case.sums() * scale.double()).sum(3) + bias.double()[rows.long()[:, None] + columns.long()]
+    y = y.permute(0, 3, 1, 2) + (0 if other is None else other.double())
+    # At most 11 float32 roundings, each of half an ulp of a partial sum no larger than the sum of magnitudes.
+    size = (case.sums().abs() * scale.double().abs()).sum(3).max() + bias.abs().max() + 500
+    torch.testing.assert_close(seen.double(), y.clamp(min=-50.0), rtol=0, atol=float(size) * 12 * 2**-24)
+
+
+@level_of
+@settings(max_examples=25)
+@given(case=cases(single=True))
+def test_thresholds_compare_the_exact_sums(level, case):
+    p, sums = case.problem, case.sums()[:, :, :, 0]
+    _, _, rows, columns, _ = epilogue(case, residual=False)
+    generator = torch.Generator().manual_seed(3)
+    picked = torch.randint(0, sums.shape[1] * sums.shape[2], (6, p.out_channels), generator=generator)
+    thresholds = sums[0].flatten(0, 1).gather(0, picked).int()  # values that occur, so that >= and > differ
+    flip = torch.rand(p.out_channels, generator=generator) < 0.5
+
+    with forced(level, p):
+        seen = ops.conv2d_threshold(case.x, case.weight, thresholds, flip, rows, columns, *case.geometry)
+
+    wanted = (sums >= thresholds[rows.long()[:, None] + columns.long()]) ^ flip
+    assert torch.equal(unpack_digits(seen, p.out_channels).bool(), wanted.permute(0, 3, 1, 2))
+    assert torch.equal(seen, pack_digits(wanted.permute(0, 3, 1, 2), 1))  # spare bits are 0
+
+
+@level_of
+@pytest.mark.parametrize("fill", [-1, 1])
+@pytest.mark.parametrize("terms", [(1,), (8,), (4, 4)])
+def test_equal_operands_do_not_overflow_any_narrow_counter(level, fill, terms):
+    problem = Conv2dProblem(512, 33, (3, 3), (1, 1), (1, 1), (1, 1), 1, terms, terms)
+    case = make_case(problem, 1, 4, 5, seed=0, fill=fill)
+    with forced(level):
+        assert torch.equal(ops.conv2d_integer(case.x, case.weight, *case.geometry).double(), case.sums())
+
+
+@level_of
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("groups", [1, 5])
+def test_any_number_of_threads_gives_the_same_bits(level, kernel, groups):
+    problem = Conv2dProblem(320, 90, (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1), groups, (2,), (2,))
+    case = make_case(problem, 2, 19, 17, seed=0)
+    thresholds, flip = torch.zeros(1, 90, dtype=torch.int32), torch.zeros(90, dtype=torch.bool)
+    threads, seen = torch.get_num_threads(), []
+    with forced(level):
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            sums = ops.conv2d_integer(case.x, case.weight, *case.geometry)
+            bits = ops.conv2d_threshold(case.x, case.weight, thresholds, flip, None, None, *case.geometry)
+            seen.append((sums, bits))
+        torch.set_num_threads(threads)
+
+    assert torch.equal(seen[0][0].double(), case.sums())
+    assert all(torch.equal(a, b) for other in seen[1:] for a, b in zip(seen[0], other, strict=True))
+
+
+@level_of
+def test_an_empty_batch_gives_an_empty_batch(level):
+    case = make_case(Conv2dProblem(6, 5, (3, 3), (1, 1), (1, 1), (1, 1), 1, (1,), (2,)), 0, 4, 4, seed=0)
+    tables = torch.zeros(1, 5), torch.zeros(1, 5), None, None, None
+    with forced(level):
+        assert ops.conv2d_integer(case.x, case.weight, *case.geometry).shape == (0, 4, 4, 1, 5)
+        assert ops.conv2d(case.x, case.weight, *tables, *case.geometry, 0.0, 1.0).shape == (0, 5, 4, 4)
+
+
+def small_case():
+    return make_case(Conv2dProblem(6, 5, (3, 3), (1, 1), (1, 1), (1, 1), 1, (1,), (2,)), 2, 4, 4, seed=0)
+
+
+def small_calls():
+    case = small_case()
+    x, weight = case.x, case.weight
+    thresholds, flip = torch.zeros(6, 5, dtype=torch.int32), torch.zeros(5, dtype=torch.bool)
+    scale, bias, rows, columns, residual = epilogue(case, residual=True)
+    floats = torch.randn(2, 6, 4, 4)
+    return [
+        (ops.conv2d_integer, (x, weight, *case.geometry)),
+        (ops.conv2d, (x, weight, scale, bias, rows, columns, residual, *case.geometry, 0.0, 9.0)),
+        (ops.conv2d, (x, weight, scale, bias, None, None, None, *case.geometry, 0.0, 9.0)),
+        (ops.conv2d_threshold, (x, weight, thresholds, flip, rows, columns, *case.geometry)),
+        (ops.pack_uniform, (floats, 0.0, 3.0, 4, 2)),
+        (ops.pack_thresholds, (floats, torch.zeros(2, 6), 1)),
+    ]
+
+
+@pytest.mark.parametrize(("op", "arguments"), small_calls(), ids=lambda part: getattr(part, "__name__", ""))
+def test_schema_fake_and_dispatch_of_each_op_hold(op, arguments):
+    torch.library.opcheck(op, arguments)
+
+
+@pytest.mark.parametrize(("op", "arguments"), small_calls(), ids=lambda part: getattr(part, "__name__", ""))
+def test_compiled_graphs_hold_each_op_whole(op, arguments):
+    compiled = torch.compile(lambda *inputs: op(*inputs), fullgraph=True, backend="aot_eager")
+
+    assert torch.equal(compiled(*arguments), op(*arguments))
+
+
+def refused(changes):
+    case = small_case()
+    scale, bias, rows, columns, residual = epilogue(case, residual=True)
+    named = {"x": case.x, "weight": case.weight, "scale": scale, "bias": bias, "row_class": rows}
+    named |= {"column_class": columns, "residual": residual}
+    fields = [field.name for field in dataclasses.fields(Conv2dProblem)]
+    named |= dict(zip(fields, case.geometry, strict=True)) | {"minimum": 0.0, "maximum": 1.0}
+    return ops.conv2d(**(named | changes))
+
+
+@level_of
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"x": torch.zeros(2, 4, 4, 1, 2, 2)}, "x must be int32 digit planes"),
+        ({"x": torch.zeros(2, 4, 4, 1, 3, 2, dtype=torch.int32)}, "x must be int32 digit planes"),
+        ({"weight": torch.zeros(3, dtype=torch.int32)}, "weight must be"),
+        ({"scale": torch.zeros(2, 5)}, "scale must be"),
+        ({"bias": torch.zeros(6, 4)}, "bias must be"),
+        ({"bias": torch.tensor(1.0)}, "bias must be"),
+        ({"bias": torch.zeros(2, 5)}, "a border class lies outside the 2 rows"),
+        ({"row_class": None}, "both given or both None"),
+        ({"row_class": torch.zeros(4, dtype=torch.int64)}, "row_class must be"),
+        ({"column_class": torch.full((4,), -1, dtype=torch.int32)}, "a border class lies outside"),
+        ({"residual": torch.zeros(2, 5, 4, 3)}, "residual must be"),
+        ({"padding": [0, 0], "kernel": [3, 3], "dilation": [9, 9]}, "too small"),
+        ({"groups": 4}, "groups must divide"),
+        ({"kernel": [0, 3]}, "sizes must be at least 1"),
+        ({"weight_terms": []}, "every weight term needs 1 to 8 planes"),
+        ({"activation_terms": [9]}, "every activation term needs 1 to 8 planes"),
+        ({"padding": [2**30, 2**30]}, "2\\^31 words or more"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name_and_crash_nothing(level, changes, said):
+    with forced(level), pytest.raises(ModelError, match=said):
+        refused(changes)
+
+
+def test_thresholds_refuse_more_than_one_accumulator():
+    case = make_case(Conv2dProblem(6, 5, (1, 1), (1, 1), (0, 0), (1, 1), 1, (1, 1), (2,)), 1, 2, 2, seed=0)
+    thresholds, flip = torch.zeros(1, 5, dtype=torch.int32), torch.zeros(5, dtype=torch.bool)
+
+    with pytest.raises(ModelError, match="number of accumulators must be 1, got 2"):
+        ops.conv2d_threshold(case.x, case.weight, thresholds, flip, None, None, *case.geometry)
