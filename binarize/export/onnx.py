@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,10 +145,13 @@ def _export(
     shapes = tuple({0: batch} if dynamic_batch and isinstance(x, Tensor) else None for x in inputs)
     stand_ins = with_stand_ins(net).eval()
     try:
-        program = torch.onnx.export(
-            stand_ins, inputs, dynamo=True, opset_version=opset, optimize=False, verbose=False,
-            dynamic_shapes=shapes if dynamic_batch else None,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            # torch.onnx says so for each further input whose batch is, as it must be, the batch of the first
+            warnings.filterwarnings("ignore", "# The axis name: batch will not be used", UserWarning)
+            program = torch.onnx.export(
+                stand_ins, inputs, dynamo=True, opset_version=opset, optimize=False, verbose=False,
+                dynamic_shapes=shapes if dynamic_batch else None,
+            )  # fmt: skip
     except Exception as cause:  # torch.onnx raises whatever stopped it
         hint = "; try dynamic_batch=False" if dynamic_batch else ""
         raise ExportError(f"cannot export {type(net).__name__} to ONNX: {_root_cause(cause)}{hint}") from cause
