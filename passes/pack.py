@@ -131,4 +131,7 @@ def pack(net: nn.Module) -> nn.Module:
     for name, layer in list(binary_layers(packed)):
         put(packed, name, pack_layer(layer))
     packed.requires_grad_(False)
-    return packed.to(memory_format=torch.channels_last)
+    for tensor in (*packed.parameters(), *packed.buffers()):
+        if tensor.dim() == 4 and tensor.is_floating_point():  # Module.to would also ask a 3-D convolution, and fail
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return packed

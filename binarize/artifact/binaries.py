@@ -145,18 +145,28 @@ def _child(children: Children, kind: type[Any]) -> Any:
     return child
 
 
+def _packed_arguments(layer: PackedConv2d | PackedLinear) -> dict[str, Any]:
+    inner = ("activation", "reader")  # children, which have entries of their own
+    return {key: value for key, value in layer.config().items() if key not in inner}
+
+
 def _packed_conv(arguments: Arguments, children: Children) -> PackedConv2d:
-    made = PackedConv2d.from_config(dict(arguments))
-    _check_packed(made.geometry, _child(children, PackActivation))
-    reader = children.get("reader")
-    _require(reader is None or type(reader) is PackActivation, "a reader", type(reader).__name__)
+    activation, reader = _child(children, PackActivation), children.get("reader")
+    _require(reader is None or isinstance(reader, PackActivation), "a reader", type(reader).__name__)
+    inner = {
+        "activation": activation.config(),
+        "reader": reader.config() if isinstance(reader, PackActivation) else None,
+    }
+    made = PackedConv2d.from_config({**arguments, **inner})
+    _check_packed(made.geometry, activation)
     _require(min(*made.crop, *made.mode_padding) >= 0, "a crop", made.crop)
     return made
 
 
 def _packed_linear(arguments: Arguments, children: Children) -> PackedLinear:
-    made = PackedLinear.from_config(dict(arguments))
-    _check_packed(made.geometry, _child(children, PackActivation))
+    activation = _child(children, PackActivation)
+    made = PackedLinear.from_config({**arguments, "activation": activation.config()})
+    _check_packed(made.geometry, activation)
     _require((made.geometry.kernel, made.geometry.groups) == ((1, 1), 1), "a linear layer", made.geometry)
     return made
 
@@ -194,6 +204,6 @@ BINARIES: dict[str, BinaryRule] = {
     "binarize.PackActivation": BinaryRule(
         PackActivation, PackActivation.config, lambda arguments, _: PackActivation.from_config(dict(arguments))
     ),
-    "binarize.PackedConv2d": BinaryRule(PackedConv2d, PackedConv2d.config, _packed_conv),
-    "binarize.PackedLinear": BinaryRule(PackedLinear, PackedLinear.config, _packed_linear),
+    "binarize.PackedConv2d": BinaryRule(PackedConv2d, _packed_arguments, _packed_conv),
+    "binarize.PackedLinear": BinaryRule(PackedLinear, _packed_arguments, _packed_linear),
 }

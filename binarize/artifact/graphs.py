@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from binarize.artifact.operators import ATTRIBUTES, METHODS, function_named, name_of
+from binarize.artifact.operators import ATTRIBUTES, METHODS, function_named, is_wrapped, name_of
 from binarize.artifact.values import decode, encode, identifier, path_of
 from binarize.errors import ArtifactError
 
@@ -95,6 +95,8 @@ def graph_from_data(data: Mapping[str, Any], owner: nn.Module) -> fx.Graph:
         _check(op, target, arguments, keywords)
         called = _target(op, target, owner)
         nodes[name] = graph.create_node(op, called, arguments, keywords, identifier(name, "a node's name"))
+        if op == "call_function" and is_wrapped(target):
+            nodes[name].meta["is_wrapped"] = True  # or tracing the network once more would look into the function
     if not nodes or next(reversed(nodes.values())).op != "output":
         raise ArtifactError("cannot read the graph: it does not end in an output")
     if "trees" in data:
@@ -104,8 +106,8 @@ def graph_from_data(data: Mapping[str, Any], owner: nn.Module) -> fx.Graph:
 
 def _target(op: str, target: str, owner: nn.Module) -> Any:
     if op == "placeholder":
-        stars = len(target) - len(target.lstrip("*"))
-        return "*" * min(stars, 2) + identifier(target.lstrip("*"), "an input's name")
+        identifier(target.removeprefix("*").removeprefix("*"), "an input's name")
+        return target
     if op == "call_function":
         function = function_named(target)
         if function is None:

@@ -241,16 +241,14 @@ class _Reader:
         for tensors, take in ((module._parameters, self.parameter), (module._buffers, self.buffer)):
             for name, expected in list(tensors.items()):
                 if expected is not None:
-                    tensors[name] = take(join(entry["path"], name), expected)
+                    tensors[name] = take(join(entry["path"], name), expected)  # type: ignore[assignment]
 
     def fill_declared(self, module: nn.Module, entry: Mapping[str, Any]) -> None:
         """Give a container, a graph or a model's own code the tensors that the entry lists."""
         parameters, buffers = entry.get("parameters", []), entry.get("buffers", [])
-        known: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
-        if "code" in entry and {name for name, tensor in known.items() if tensor is not None} != {
-            *parameters,
-            *buffers,
-        }:
+        held: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
+        known = {name: tensor for name, tensor in held.items() if tensor is not None}
+        if "code" in entry and known.keys() != {*parameters, *buffers}:
             raise ArtifactError(f"cannot build {_named(entry['path'])}: its tensors are not those of the model given")
         for name in (*parameters, *buffers):
             path_of(name, "a tensor's name")

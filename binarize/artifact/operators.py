@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from binarize.passes.capture import require_default
 
-__all__ = ["ATTRIBUTES", "METHODS", "function_named", "name_of"]
+__all__ = ["ATTRIBUTES", "METHODS", "function_named", "is_wrapped", "name_of"]
 
 _ARITHMETIC = """
 abs absolute acos acosh add addcdiv addcmul addmm all amax amin aminmax any argmax argmin argsort asin asinh atan
@@ -178,6 +178,11 @@ def function_named(name: str) -> Callable[..., Any] | None:
             found = None
         return found
     return _operator_named(name) if _is_operator(name) else _plain().get(name)
+
+
+def is_wrapped(name: str) -> bool:
+    """Return whether ``name`` is a function of Python that its library asks tracers to leave whole."""
+    return name in _TORCHVISION
 
 
 def _is_operator(name: str) -> bool:

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -107,11 +107,21 @@ def _skeleton(record: Record, network: Network, model: nn.Module | None) -> nn.M
         where = f"its module {code['path']!r}" if code["path"] else "the network"
         what = f"{where} is Python code ({str(code['code'])[:80]}) that could not be captured, which no file holds"
         raise ArtifactError(f"{what}; give the model that was converted, load(path, model=...)")
-    hook = nn.modules.module.register_module_parameter_registration_hook(_without_memory)  # type: ignore[arg-type]  # it may return the one to keep
     try:
-        return torchvision_builder(arch.removeprefix(PREFIX)).build()
+        return _without_weights(torchvision_builder(arch.removeprefix(PREFIX)).build)
     except BinarizeError as error:
         raise ArtifactError(f"its architecture cannot be built: {error}") from error
+
+
+def _without_weights(build: Callable[[], nn.Module]) -> nn.Module:
+    """Return what ``build`` makes, its parameters on the meta device as soon as they are there."""
+    hook = nn.modules.module.register_module_parameter_registration_hook(_without_memory)
+    try:
+        return build()
+    except RuntimeError:  # ssdlite runs its backbone while it is built
+        hook.remove()
+        with torch.random.fork_rng(devices=[]):
+            return build()
     finally:
         hook.remove()
 
