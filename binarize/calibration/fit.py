@@ -12,6 +12,7 @@ Shape letters: g convolution groups, p rows, k inputs per output, o outputs (of 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -103,29 +104,39 @@ class Fit:
 
 
 def fit_to_output(basis: WeightBasis, problem: Problem, sweeps: int) -> Fit:
-    """Choose codes and units for (1): several starts, each descended on, and the best of them for each output.
+    """Choose codes and units for (1): several starts, one sweep from each, and more from the best for each output.
 
     Coordinate descent over codes is exact per coordinate: with the others fixed, (1) is a parabola in one weight, and
     the nearest level to its minimum is the best. Units follow by least squares for fixed codes. No step makes (1)
     worse, and one start is the fit to the weights alone, so the result is at least as good as that.
     """
-    groups, outputs, inputs = problem.best.shape
+    starts = _starts(basis, problem)
+    swept = _descend(basis, problem.repeated(len(starts)), _side_by_side(starts, problem), 1)
+    errors = problem.repeated(len(starts)).errors(swept.value(basis))
+    return _descend(basis, problem, _best_of(swept, errors, len(starts)), sweeps - 1)
+
+
+def _starts(basis: WeightBasis, problem: Problem) -> list[Fit]:
     shares = SHRINK if basis.count <= FEW_PLANES else (1.0,)
-    on_weight = basis.fit(problem.weight.flatten(0, 1))
     on_best = basis.fit(problem.best.flatten(0, 1))
-    latents = [problem.weight] + [problem.best] * len(shares)
-    units = [on_weight] + [on_best * share for share in shares]
-    starts = Fit(
-        torch.stack(latents, 1).flatten(1, 2),
-        torch.stack([unit.reshape(-1, groups, outputs) for unit in units], 2).reshape(len(on_best), -1),
-    )
-    fitted = _descend(basis, problem.repeated(len(units)), starts, sweeps)
-    errors = problem.repeated(len(units)).errors(fitted.value(basis)).reshape(groups, len(units), outputs)
-    pick = errors.argmin(1)
-    latent = fitted.latent.reshape(groups, len(units), outputs, inputs)
-    unit = fitted.unit.reshape(-1, groups, len(units), outputs)
-    index = pick[None, :, None].expand(len(unit), -1, -1, -1)
-    return Fit(latent.take_along_dim(pick[:, None, :, None], 1).squeeze(1), unit.take_along_dim(index, 2).flatten(1))
+    on_weight = basis.fit(problem.weight.flatten(0, 1))
+    return [Fit(problem.weight, on_weight), *(Fit(problem.best, on_best * share) for share in shares)]
+
+
+def _side_by_side(fits: Sequence[Fit], problem: Problem) -> Fit:
+    """Write the fits of every group one after the other, in the order of `Problem.repeated`."""
+    groups, outputs, _ = problem.best.shape
+    unit = torch.stack([fit.unit.unflatten(1, (groups, outputs)) for fit in fits], 2)
+    return Fit(torch.cat([fit.latent for fit in fits], 1), unit.flatten(1))
+
+
+def _best_of(fit: Fit, errors: Tensor, times: int) -> Fit:
+    """Undo `_side_by_side`, keeping for each output the fit of least error."""
+    groups, outputs = fit.latent.shape[0], fit.latent.shape[1] // times
+    pick = errors.unflatten(0, (groups, times, outputs)).argmin(1, keepdim=True)
+    latent = fit.latent.unflatten(1, (times, outputs)).take_along_dim(pick.unsqueeze(3), 1).squeeze(1)
+    unit = fit.unit.unflatten(1, (groups, times, outputs)).take_along_dim(pick.unsqueeze(0), 2)
+    return Fit(latent, unit.flatten(1))
 
 
 def fit_to_weight(basis: WeightBasis, design: Tensor, targets: Tensor, weight: Tensor) -> Fit:
@@ -147,32 +158,48 @@ def _weigh(odd: Tensor, unit: Tensor) -> Tensor:
 
 
 def _descend(basis: WeightBasis, problem: Problem, fit: Fit, sweeps: int) -> Fit:
-    best = fit
-    least = problem.errors(best.value(basis))
+    best, least = fit, torch.full_like(fit.unit[0], torch.inf)
     for _ in range(sweeps):
-        swept = _sweep(basis, problem, best)
-        for tried in (swept, _refit_units(basis, problem, swept)):
+        value = best.value(basis)
+        slope = (problem.best - value) @ problem.gram
+        least = torch.minimum(least, ((problem.best - value) * slope).sum(2).flatten())
+        swept = Fit(_sweep(basis, problem.gram, value, slope, best.unit), best.unit)
+        for tried in (_refit_units(basis, problem, swept), swept):
             errors = problem.errors(tried.value(basis))
             best, least = best.where(errors < least, tried), torch.minimum(errors, least)
     return best
 
 
-def _sweep(basis: WeightBasis, problem: Problem, fit: Fit) -> Fit:
-    """Set each weight in turn to the level nearest to its minimum, the others held."""
-    gram, curvature = problem.gram, problem.gram.diagonal(dim1=1, dim2=2)
-    value, latent = fit.value(basis), fit.latent.clone()
-    slope = (problem.best - value) @ gram
+def _sweep(basis: WeightBasis, gram: Tensor, value: Tensor, slope: Tensor, unit: Tensor) -> Tensor:
+    """Set each weight in turn to the level nearest to its minimum, the others held.
+
+    Args:
+        basis: gives the levels.
+        gram: ``(g, k, k)``.
+        value: ``(g, o, k)``, the weights to start from.
+        slope: ``(g, o, k)``, half the descent direction of (1) there; overwritten.
+        unit: ``(t, g * o)``.
+
+    Returns:
+        ``(g, o, k)`` that rounds to the new levels: the minima found on the way.
+    """
+    curvature = gram.diagonal(dim1=1, dim2=2)
+    latent = torch.empty_like(value)
     for start in range(0, value.shape[2], BLOCK):
         stop = min(start + BLOCK, value.shape[2])
-        change = torch.zeros_like(value[:, :, start:stop])
-        near = slope[:, :, start:stop].clone()
-        for i in range(start, stop):
-            latent[:, :, i] = value[:, :, i] + near[:, :, i - start] / curvature[:, None, i]
-            nearest = _round(basis, latent[:, :, i], fit.unit)
-            change[:, :, i - start] = nearest - value[:, :, i]
-            near -= change[:, :, i - start, None] * gram[:, None, i, start:stop]
-        slope -= change @ gram[:, start:stop]
-    return Fit(latent, fit.unit)
+        # Inside a block everything lies with the outputs innermost, so that each step touches adjacent memory.
+        now, near = (x[:, :, start:stop].permute(2, 0, 1).contiguous() for x in (value, slope))
+        local = gram[:, start:stop, start:stop].permute(1, 2, 0).unsqueeze(3).contiguous()
+        inverse = (1 / curvature[:, start:stop]).T.unsqueeze(2)
+        minima, change = torch.empty_like(now), torch.empty_like(now)
+        for i in range(stop - start):
+            torch.addcmul(now[i], near[i], inverse[i].expand_as(near[i]), out=minima[i])
+            torch.sub(_round(basis, minima[i], unit), now[i], out=change[i])
+            near[i + 1 :].sub_(local[i, i + 1 :] * change[i])
+        latent[:, :, start:stop] = minima.permute(1, 2, 0)
+        if stop < value.shape[2]:
+            slope[:, :, stop:] -= change.permute(1, 2, 0) @ gram[:, start:stop, stop:]
+    return latent
 
 
 def _round(basis: WeightBasis, column: Tensor, unit: Tensor) -> Tensor:
