@@ -45,9 +45,8 @@ class Case:
     def sums(self):
         """The integers by their meaning alone: (n, h', w', terms, o)."""
         p = self.problem
-        odd = []
-        for term in self.signs.split(list(p.weight_terms)):
-            odd.append(sum(2**i * plane.double() for i, plane in enumerate(term)))
+        terms = self.signs.double().split(list(p.weight_terms))
+        odd = [sum(2**i * plane for i, plane in enumerate(term)) for term in terms]
         pairs = itertools.product(odd, self.codes)
         window = p.stride, p.padding, p.dilation, p.groups
         return torch.stack([F.conv2d(code.double(), w, None, *window) for w, code in pairs], 1).permute(0, 3, 4, 1, 2)

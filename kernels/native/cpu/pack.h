@@ -53,11 +53,11 @@ struct ThresholdDigits {
   }
 
   void row(const float* x, int64_t channel, int lanes, uint32_t* words) const {
-    float held[kLanes] = {};
+    float held[kLanes];
     for (int plane = 0; plane < call.planes; ++plane) {
       const float* thresholds = call.thresholds + plane * call.channels + channel;
       if (call.thresholds_shared || lanes < kLanes) {
-        for (int lane = 0; lane < lanes; ++lane) held[lane] = threshold(plane, channel + lane);
+        for (int lane = 0; lane < kLanes; ++lane) held[lane] = lane < lanes ? threshold(plane, channel + lane) : 0.0f;
         thresholds = held;
       }
       words[plane] = Level::not_below(x, thresholds);
@@ -72,6 +72,13 @@ struct ThresholdDigits {
     }
   }
 };
+
+// The `count` values at `x` and zeros behind them, in `held`, which has room for `size`.
+inline const float* filled_up(const float* x, int count, int size, float* held) {
+  memcpy(held, x, static_cast<size_t>(count) * 4);
+  for (int i = count; i < size; ++i) held[i] = 0.0f;
+  return held;
+}
 
 inline int lanes_of(int64_t channels, int word) {
   const int64_t left = channels - static_cast<int64_t>(word) * kLanes;
@@ -90,11 +97,12 @@ void pack_rows(const void* context, int part, int parts) {
     for (int group = 0; group < call.groups; ++group, strip += strip_words) {
       for (int word = 0; word < call.words; ++word) {
         const int lanes = lanes_of(per_group, word);
-        uint32_t words[kMaxPlanes] = {};
-        float held[kLanes] = {};
+        uint32_t words[kMaxPlanes];
+        for (int plane = 0; plane < call.planes; ++plane) words[plane] = 0;
+        float held[kLanes];
         const int64_t channel = group * per_group + static_cast<int64_t>(word) * kLanes;
         const float* x = call.x + pixel * call.channels + channel;
-        if (lanes > 0 && lanes < kLanes) x = static_cast<float*>(memcpy(held, x, static_cast<size_t>(lanes) * 4));
+        if (lanes > 0 && lanes < kLanes) x = filled_up(x, lanes, kLanes, held);
         if (lanes > 0) digits.row(x, channel, lanes, words);
         const uint32_t exist = lanes == kLanes ? ~0u : (1u << lanes) - 1u;
         for (int plane = 0; plane < call.planes; ++plane) strip[plane * call.words + word] = words[plane] & exist;
@@ -116,10 +124,8 @@ void pack_column(const Digits& digits, int64_t image, int64_t first, int count) 
       const int64_t channel = group * per_group + static_cast<int64_t>(word) * kLanes;
       const float* x = call.x + (image * call.channels + channel) * call.pixels + first;
       for (int lane = 0; lane < lanes_of(per_group, word); ++lane, x += call.pixels) {
-        float held[kColumn] = {};
-        const float* from = x;
-        if (count < kColumn) from = static_cast<float*>(memcpy(held, x, static_cast<size_t>(count) * 4));
-        digits.column(from, channel + lane, lane, words);
+        float held[kColumn];
+        digits.column(count < kColumn ? filled_up(x, count, kColumn, held) : x, channel + lane, lane, words);
       }
       uint32_t* to = call.out + ((image * call.pixels + first) * call.groups + group) * strip_words + word;
       for (int pixel = 0; pixel < count; ++pixel, to += call.groups * strip_words)
