@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from binarize.errors import ExportError, ModelError, OutputError
+from binarize.artifact.files import replacing
+from binarize.errors import ExportError, ModelError
 from binarize.export.clean import clean
 from binarize.export.functions import DOMAIN, VERSION, function_protos
 from binarize.export.stand_ins import with_stand_ins
@@ -221,31 +221,10 @@ def _write(model: "ModelProto", path: Path) -> Path:
     try:
         content = model.SerializeToString()
     except Exception as cause:
-        raise ExportError(
-            f"cannot export to {path}: {_first_line(cause)}; one ONNX file holds at most 2 GiB"
-        ) from cause
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as cause:
-        raise OutputError(f"cannot write {path}: {cause.strerror}") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except OSError as cause:
-        raise OutputError(f"cannot write {path}: {cause.strerror}") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        raise ExportError(f"cannot export to {path}: {_first_line(cause)}; a file holds at most 2 GiB") from cause
+    with replacing(path) as draft:
+        draft.write_bytes(content)
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _root_cause(error: BaseException) -> str:

@@ -198,14 +198,14 @@ def test_an_unwritable_output_leaves_nothing_and_an_old_file_survives_a_failure(
     old = tmp_path / "net.onnx"
     old.write_bytes(b"old")
 
-    with pytest.raises(OutputError, match="No such file"):
+    with pytest.raises(OutputError, match="no folder"):
         export_onnx(net, tmp_path / "missing" / "net.onnx", check=False)
 
     def full(handle):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match=r"net\.onnx: No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         export_onnx(net, old, check=False)
     assert old.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [old]
