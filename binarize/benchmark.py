@@ -47,7 +47,8 @@ class Row:
         batch: images per call.
         threads: threads it may use.
         bytes: size of its file; for torch, of its tensors.
-        agreement: fraction of images on which it decides as the fp32 original; None without an original.
+        agreement: fraction of images on which it decides as the fp32 original; None without
+            an original or without images.
         top1: accuracy as a fraction; None without labelled data.
     """
 
@@ -113,6 +114,7 @@ def benchmark(
         ExportError: the fp32 peer computes something else than the original.
     """
     packed = pack(net) if any(True for _ in binary_layers(net)) else net
+    real = images is not None
     images = _images(packed, images, batch)
     before = torch.get_num_threads()
     threads = threads or before
@@ -122,7 +124,8 @@ def benchmark(
             field = _Field(packed, against, images, batch, threads, Path(folder))
         field.verify()
         times = interleave(field.calls(), rounds, seconds)
-        return Benchmark(tuple(field.row(name, times[name], data) for name in field.models), tuple(field.notes))
+        rows = tuple(field.row(name, times[name], data, compare=real) for name in field.models)
+        return Benchmark(rows, tuple(field.notes))
     finally:
         torch.set_num_threads(before)
 
@@ -188,14 +191,14 @@ class _Field:
                     f"cannot time against ONNX Runtime: fp32 outputs differ by {distance:.2g} of {scale:.2g}"
                 )
 
-    def row(self, name: str, times: Sequence[float], data: Iterable[Any] | None) -> Row:
-        """Return the row of one contender."""
+    def row(self, name: str, times: Sequence[float], data: Iterable[Any] | None, compare: bool) -> Row:
+        """Return the row of one contender; decisions are compared on real images only, on noise they mean nothing."""
         model = self.models[name]
         top1 = None if data is None else evaluate(model, data).top1
         ordered = sorted(times)
         return Row(
             name, median(ordered), ordered[len(ordered) // 10], self.batch, self.threads, self.bytes[name],
-            self._agreement(model), top1,
+            self._agreement(model) if compare else None, top1,
         )  # fmt: skip
 
     def _agreement(self, model: nn.Module) -> float | None:

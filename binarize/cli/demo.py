@@ -99,7 +99,7 @@ class _Tour:
         with contextlib.redirect_stdout(printed):
             self._type(
                 "benchmark", self.packed, "--against", self.original, "--arch", self.factory,
-                "--data", "digits:test", "--json",
+                "--data", "digits:test", "--threads", "1", "--json",
             )  # fmt: skip
         found: dict[str, Any] = json.loads(printed.getvalue())
         return found
