@@ -1,0 +1,234 @@
+"""Convert every float model of torchvision and check that the packed form does what the training form does.
+
+    python benchmarks/torchvision_sweep.py results.jsonl              # goes on where it stopped
+    python benchmarks/torchvision_sweep.py results.jsonl --table docs/torchvision.md
+    python benchmarks/torchvision_sweep.py results.jsonl --only resnet18,fasterrcnn_resnet50_fpn
+
+Random weights, small inputs, scheme ``encoding:w=4,a=4``, one process per model so that memory is given back. The two
+forms are compared part by part: whatever a graph, or a layer that Python code calls, received in the training form is
+given to its packed counterpart, and the outputs are compared. Needs no network and no weights.
+"""
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+FAMILIES = (
+    ("detection", ("rcnn", "retinanet", "fcos", "ssd")),
+    ("flow", ("raft",)),
+    ("segmentation", ("deeplab", "fcn", "lraspp")),
+    ("video", ("r3d", "mc3", "r2plus1d", "s3d", "mvit", "swin3d")),
+    ("transformer", ("vit_", "swin", "maxvit")),
+    ("alexnet, vgg", ("alexnet", "vgg")),
+    ("resnet, resnext, wide", ("resnet", "resnext")),
+    ("regnet", ("regnet",)),
+    ("densenet", ("densenet",)),
+    ("inception", ("googlenet", "inception")),
+    ("squeezenet", ("squeezenet",)),
+    ("shufflenet", ("shufflenet",)),
+    ("mobilenet, mnasnet", ("mobilenet", "mnasnet")),
+    ("efficientnet", ("efficientnet",)),
+    ("convnext", ("convnext",)),
+)
+
+
+def family_of(name: str) -> str:
+    for family, words in FAMILIES:
+        if any(word in name for word in words):
+            return family
+    return "other"
+
+
+def example(name: str) -> tuple[Any, ...]:
+    """Return small arguments that the model's forward accepts."""
+    import torch
+
+    torch.manual_seed(1)
+    family = family_of(name)
+    if family == "detection":
+        return ([torch.rand(3, 96, 112)],)
+    if family == "flow":
+        return torch.randn(1, 3, 128, 136), torch.randn(1, 3, 128, 136)
+    if family == "video":
+        side = 224 if "mvit" in name else 112
+        return (torch.randn(1, 3, 16, side, side),)
+    fixed = {"inception_v3": 96, "maxvit_t": 224}
+    side = 518 if name == "vit_h_14" else fixed.get(name, 224 if name.startswith("vit") else 64)
+    return (torch.randn(2, 3, 224 if name == "vit_h_14" else side, 224 if name == "vit_h_14" else side),)
+
+
+def build(name: str) -> Any:
+    import torchvision
+
+    options: dict[str, Any] = {"weights": None}
+    if family_of(name) in ("detection", "segmentation"):
+        options["weights_backbone"] = None
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    return spread(torchvision.models.get_model(name, **options).eval())
+
+
+def spread(model: Any) -> Any:
+    """Give normalisation layers statistics as training would, so that folding them is a real test."""
+    import torch
+
+    torch.manual_seed(2)
+    for module in model.modules():
+        if isinstance(getattr(module, "running_mean", None), torch.Tensor):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def check(name: str, scheme: str) -> dict[str, Any]:
+    import torch
+
+    from binarize.convert import convert
+    from binarize.errors import NothingConvertedError
+    from binarize.passes.fuse import packed_layers
+    from binarize.passes.pack import pack
+    from binarize.record import record_of
+
+    model, args, begun = build(name), example(name), time.perf_counter()
+    layers = sum(type(m).__module__.startswith("torch.nn") and hasattr(m, "weight") for m in model.modules())
+    try:
+        net = convert(model, args, scheme)
+    except NothingConvertedError as error:
+        return {"name": name, "weighted": layers, "converted": 0, "kept": len(error.reasons), "reasons": error.reasons}
+    record = record_of(net)
+    packed = pack(copy.deepcopy(net))
+    return {
+        "name": name,
+        "converted": len(record.converted),
+        "kept": len(record.kept),
+        "reasons": {layer.name: layer.reason for layer in record.kept},
+        "packed": len(packed_layers(packed)),
+        "parts": len(record.parts),
+        **agreement(torch, net, packed, args),
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
+def agreement(torch: Any, net: Any, packed: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Compare the two forms part by part on what each part received in the training form."""
+    from torch import fx
+
+    from binarize.layers.binary import BinaryConv2d, BinaryLinear
+
+    worst, outputs = 0.0, 0
+    seen: list[tuple[str, Any, Any, Any]] = []
+    inside = {id(m) for g in net.modules() if isinstance(g, fx.GraphModule) for m in g.modules() if m is not g}
+    handles = []
+    for path, module in net.named_modules():
+        part = isinstance(module, fx.GraphModule) and id(module) not in inside
+        if part or (isinstance(module, BinaryConv2d | BinaryLinear) and id(module) not in inside):
+            keep = lambda m, a, k, y, path=path: seen.append((path, *copy.deepcopy((a, k, y))))  # noqa: E731
+            handles.append(module.register_forward_hook(keep, with_kwargs=True))
+    with torch.no_grad():
+        net(*args)
+        for handle in handles:
+            handle.remove()
+        for path, given, options, wanted in seen:
+            got = packed.get_submodule(path)(*given, **options)
+            for a, b in zip(tensors(torch, wanted), tensors(torch, got), strict=True):
+                scale = float((a - a.mean()).norm()) + 1e-12
+                worst, outputs = max(worst, float((a - b).norm()) / scale), outputs + 1
+    return {"difference": worst, "outputs": outputs}
+
+
+def tensors(torch: Any, value: Any) -> list[Any]:
+    """Return the floating-point tensors inside a nested output, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value.float()] if value.is_floating_point() else []
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in tensors(torch, item)]
+
+
+def table(results: list[dict[str, Any]], scheme: str) -> str:
+    lines = [
+        "# torchvision, model by model",
+        "",
+        f"Every float model of `torchvision.models.list_models()`, random weights, scheme `{scheme}`: how many of its",
+        "weighted layers were converted, how many stayed in full precision, and how far the packed form is from the",
+        "training form (largest relative difference of any output; a last-bit rounding can move an activation by",
+        "one code, so it is not zero in deep networks). Made by `python benchmarks/torchvision_sweep.py`.",
+        "",
+    ]
+    for family in [*(family for family, _ in FAMILIES), "other"]:
+        rows = [row for row in results if family_of(row["name"]) == family]
+        if not rows:
+            continue
+        lines += [f"## {family}", "", "| model | converted | kept | graphs | difference |", "|---|---|---|---|---|"]
+        lines += [line(row) for row in rows]
+        lines += ["", "Kept, and why:", "", *reasons(rows), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def line(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"| {row['name']} | failed | | | {row['error']} |"
+    far = f"{row['difference']:.1e}" if "difference" in row else "nothing to convert"
+    return f"| {row['name']} | {row['converted']} | {row['kept']} | {row.get('parts', '')} | {far} |"
+
+
+def reasons(rows: list[dict[str, Any]]) -> list[str]:
+    """Return one line per distinct reason with the number of layers, numbers in it left out."""
+    import re
+
+    counts: dict[str, int] = {}
+    for row in rows:
+        for why in row.get("reasons", {}).values():
+            general = re.sub(r"'[^']*'", "...", re.sub(r"\d+", "N", str(why)))
+            counts[general] = counts.get(general, 0) + 1
+    return [f"- {count} x {why}" for why, count in sorted(counts.items(), key=lambda item: -item[1])]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import torchvision
+
+    names = [name for name in torchvision.models.list_models() if not name.startswith("quantized_")]
+    names = [name for name in names if not arguments.only or name in arguments.only.split(",")]
+    done = {row["name"] for row in read(arguments.results)}
+    for name in names:
+        if name in done:
+            continue
+        command = [sys.executable, __file__, arguments.results, "--one", name, "--scheme", arguments.scheme]
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+        last = (finished.stdout.strip().splitlines() or ["{}"])[-1]
+        row = json.loads(last) if finished.returncode == 0 else {"name": name, "error": finished.stderr.strip()[-300:]}
+        with Path(arguments.results).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        shown = {key: value for key, value in row.items() if key != "reasons"}
+        print(json.dumps(shown), flush=True)
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    file = Path(path)
+    return [json.loads(row) for row in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", help="JSON lines, one per model; models that are in it are not run again")
+    parser.add_argument("--scheme", default="encoding:w=4,a=4")
+    parser.add_argument("--only", help="names, separated by commas")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--table", help="write the table of the results to this file and stop")
+    arguments = parser.parse_args()
+    if arguments.one:
+        warnings.simplefilter("ignore")
+        print(json.dumps(check(arguments.one, arguments.scheme)))
+    elif arguments.table:
+        Path(arguments.table).write_text(table(read(arguments.results), arguments.scheme), encoding="utf-8")
+    else:
+        run(arguments)
+
+
+if __name__ == "__main__":
+    main()
