@@ -77,9 +77,9 @@ def cases(draw, single=False):
     if draw(st.booleans()):  # square windows without holes are what networks have
         kernel, stride, dilation, padding = ((a, a) for a in (kernel[0], stride[0], 1, kernel[0] // 2))
     groups = draw(st.sampled_from((1, 1, 2, 3)))
-    channels, outputs = draw(st.integers(1, 130 // groups)), draw(st.integers(1, 70 // groups))
+    channels, outputs = draw(st.integers(1, 130 // groups)), draw(st.integers(1, 40))
     sizes = [
-        max(1, d * (k - 1) + 1 - 2 * p) + draw(st.integers(0, 8))
+        max(1, d * (k - 1) + 1 - 2 * p) + draw(st.integers(0, 6))
         for k, d, p in zip(kernel, dilation, padding, strict=True)
     ]
     problem = Conv2dProblem(
@@ -110,7 +110,7 @@ def epilogue(case, residual):
 
 
 @level_of
-@settings(max_examples=40)
+@settings(max_examples=80)
 @given(case=cases())
 def test_accumulators_are_the_exact_convolutions_of_codes_with_odd_weights(level, case):
     with forced(level, case.problem):
@@ -121,7 +121,7 @@ def test_accumulators_are_the_exact_convolutions_of_codes_with_odd_weights(level
 
 
 @faster_of
-@settings(max_examples=25)
+@settings(max_examples=40)
 @given(case=cases(), residual=st.booleans(), low=st.sampled_from((0.0, -float("inf"), -50.0)))
 def test_the_float_epilogue_equals_the_reference_bit_for_bit(level, case, residual, low):
     scale, bias, rows, columns, other = epilogue(case, residual)
@@ -148,7 +148,7 @@ def test_the_reference_epilogue_is_scales_bias_residual_and_clamp(case, residual
 
 
 @level_of
-@settings(max_examples=25)
+@settings(max_examples=40)
 @given(case=cases(single=True))
 def test_thresholds_compare_the_exact_sums(level, case):
     p, sums = case.problem, case.sums()[:, :, :, 0]
@@ -183,14 +183,13 @@ def test_any_number_of_threads_gives_the_same_bits(level, kernel, groups):
     problem = Conv2dProblem(320, 90, (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1), groups, (2,), (2,))
     case = make_case(problem, 2, 19, 17, seed=0)
     thresholds, flip = torch.zeros(1, 90, dtype=torch.int32), torch.zeros(90, dtype=torch.bool)
-    threads, seen = torch.get_num_threads(), []
+    seen = []
     with forced(level):
         for count in (1, 2, 5):
             torch.set_num_threads(count)
             sums = ops.conv2d_integer(case.x, case.weight, *case.geometry)
             bits = ops.conv2d_threshold(case.x, case.weight, thresholds, flip, None, None, *case.geometry)
             seen.append((sums, bits))
-        torch.set_num_threads(threads)
 
     assert torch.equal(seen[0][0].double(), case.sums())
     assert all(torch.equal(a, b) for other in seen[1:] for a, b in zip(seen[0], other, strict=True))
