@@ -77,7 +77,8 @@ def load(
         network = Network(tensors=tensors, **{name: description[name] for name in names})
         net = network_from_data(network, lambda: _skeleton(record, network, model), place)
     except ArtifactError as error:
-        raise ArtifactError(f"cannot load {str(path)!r}: {error}") from error
+        # what it quotes from the file may hold line breaks
+        raise ArtifactError(f"cannot load {str(path)!r}: {' '.join(str(error).split())}") from error
     except Exception as error:  # whatever a description that makes no sense runs into
         detail = f"{type(error).__name__}: {error}".strip().splitlines()[0][:160]
         raise ArtifactError(

@@ -180,7 +180,7 @@ def _places(value, path=()):
 
 
 ODD = st.sampled_from(
-    [None, -1, 0, 3, 10**13, 0.5, "", "x", "conv1", "torch.nn.Conv2d", [], {}, [1, 2], {"tuple": [1]}]
+    [None, -1, 0, 3, 10**13, 0.5, "", "x", "conv1", "torch.nn.Conv2d", "a\nb", [], {}, [1, 2], {"tuple": [1]}]
 )
 
 
