@@ -29,6 +29,7 @@ SHRINK = (
     1.0,
 )  # starting units, as shares of the least-squares ones, for few planes: they end in other minima
 FEW_PLANES = 4
+PRECISE = 1024  # inputs up to which (1) is solved in float64; the ridge keeps float32 good enough for more
 
 
 @final
@@ -56,9 +57,10 @@ class Problem:
             weight: ``(g, o, k)``.
             ridge: added to H, as a share of the mean of its diagonal.
         """
-        rows = design.shape[1]
-        gram = (design.transpose(1, 2) @ design).double() / rows
-        cross = (targets.transpose(1, 2) @ design).double() / rows
+        rows, inputs = design.shape[1:]
+        kind = torch.float64 if inputs <= PRECISE else torch.float32
+        gram = (design.transpose(1, 2) @ design).to(kind) / rows
+        cross = (targets.transpose(1, 2) @ design).to(kind) / rows
         level = ridge * gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-20)
         gram.diagonal(dim1=1, dim2=2).add_(level.unsqueeze(1))
         cross += level[:, None, None] * weight

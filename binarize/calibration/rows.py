@@ -13,7 +13,7 @@ from binarize.layers.binary import BinaryConv2d, BinaryLinear
 __all__ = ["Rows", "draw", "row_count", "values"]
 
 FEWEST, MOST = 8192, 32768
-WORK = 2**34  # multiply-adds that one Gram matrix may take
+WORK = 2**33  # multiply-adds that the moments of one layer may take
 
 
 @final
@@ -47,9 +47,9 @@ class Rows:
         return taps.reshape(len(taps), groups, -1).transpose(0, 1).contiguous()
 
 
-def row_count(inputs_per_output: int) -> int:
-    """Return how many rows to draw for a layer: fewer where each costs more."""
-    return min(max(WORK // inputs_per_output**2, FEWEST), MOST)
+def row_count(inputs: int, outputs: int) -> int:
+    """Return how many rows to draw for a layer of so many inputs per output: fewer where each costs more."""
+    return min(max(WORK // (inputs * (inputs + outputs)), FEWEST), MOST)
 
 
 def draw(layer: BinaryConv2d | BinaryLinear, x: Tensor, y: Tensor, count: int, generator: torch.Generator) -> Rows:
