@@ -183,7 +183,7 @@ def _describe(model: "ModelProto", net: nn.Module, record: Record | None) -> Non
     del model.opset_import[:]
     model.opset_import.extend([onnx.helper.make_opsetid("", standard), onnx.helper.make_opsetid(DOMAIN, VERSION)])
     model.ir_version = max(8, onnx.helper.find_min_ir_version_for([model.opset_import[0]]))  # 8: functions
-    model.producer_name, model.producer_version, model.domain = "binarize", __version__, ""
+    model.producer_name, model.producer_version = "binarize", __version__
     model.graph.name = type(net).__name__
     if record is not None:
         notes = {"binarize.scheme": record.recipe.scheme, "binarize.recipe": json.dumps(record.recipe.to_dict())}
