@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import binarize
+from binarize import __version__
 from binarize.artifact.files import read, write
 from binarize.artifact.networks import Network, network_from_data, network_to_data
 from binarize.errors import ArtifactError, BinarizeError
@@ -43,7 +43,7 @@ def save(net: nn.Module, path: str | os.PathLike[str], *, metrics: Mapping[str, 
     network = network_to_data(net)
     packed = any(isinstance(module, PackedLayer) for module in net.modules())
     description = {
-        "binarize": binarize.__version__,
+        "binarize": __version__,
         "kind": "packed" if packed else "training",
         "record": record.to_dict(),
         **network.to_dict(),
