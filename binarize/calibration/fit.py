@@ -119,10 +119,8 @@ def fit_to_output(basis: WeightBasis, problem: Problem, sweeps: int) -> Fit:
 
 
 def _starts(basis: WeightBasis, problem: Problem) -> list[Fit]:
-    shares = SHRINK if basis.count <= FEW_PLANES else (1.0,)
-    on_best = basis.fit(problem.best.flatten(0, 1))
-    on_weight = basis.fit(problem.weight.flatten(0, 1))
-    return [Fit(problem.weight, on_weight), *(Fit(problem.best, on_best * share) for share in shares)]
+    """Round the trained weights, and the best ones; smaller units to start from were tried and end no better."""
+    return [Fit(weight, basis.fit(weight.flatten(0, 1))) for weight in (problem.weight, problem.best)]
 
 
 def _side_by_side(fits: Sequence[Fit], problem: Problem) -> Fit:
