@@ -1,0 +1,112 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import Residual
+from torch import nn
+
+from binarize.convert import convert
+from binarize.cost import example_arguments, measure_macs, packed_bytes, tensor_bytes, weight_bytes
+from binarize.errors import ModelError
+from binarize.passes.pack import pack
+from binarize.schemes.presets import build_scheme
+
+
+def test_a_convolution_counts_its_products_at_every_output():
+    net = nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2))
+
+    assert measure_macs(net, (torch.randn(1, 4, 8, 10),)) == {"0": 6 * 4 * 5 * (2 * 3 * 3)}
+
+
+def test_a_transposed_convolution_counts_its_products_at_every_input():
+    net = nn.Sequential(nn.ConvTranspose2d(4, 6, 2, stride=2))
+
+    assert measure_macs(net, (torch.randn(1, 4, 5, 5),)) == {"0": 4 * 5 * 5 * (6 * 2 * 2)}
+
+
+def test_a_linear_layer_counts_every_row():
+    net = nn.Sequential(nn.Linear(7, 3))
+
+    assert measure_macs(net, (torch.randn(2, 5, 7),)) == {"0": 2 * 5 * 7 * 3}
+
+
+def test_a_layer_called_twice_counts_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(self.layer(x))
+
+    assert measure_macs(Twice(), (torch.randn(1, 4),)) == {"layer": 2 * 16}
+
+
+@pytest.mark.parametrize("scheme", ["xnor-net", "encoding:w=2,a=2"])
+def test_all_three_forms_of_a_network_have_the_same_macs(scheme):
+    model, x = Residual().eval(), torch.randn(1, 3, 8, 8)
+    net = convert(model, torch.randn(4, 3, 8, 8), scheme)
+
+    macs = measure_macs(model, (x,))
+    assert measure_macs(net, (x,)) == macs
+    assert measure_macs(pack(net), (x,)) == macs
+
+
+def test_counting_restores_the_mode_and_leaves_no_hooks():
+    net = Residual().train()
+    measure_macs(net, (torch.randn(1, 3, 8, 8),))
+
+    assert all(module.training and not module._forward_hooks for module in net.modules())
+
+
+def test_a_wrong_input_is_named_with_its_shape():
+    with pytest.raises(ModelError, match="1x4x8x8"):
+        measure_macs(Residual(), (torch.randn(1, 4, 8, 8),))
+
+
+class _TakesAPair(nn.Module):
+    def forward(self, first, second):
+        return first - second
+
+
+@pytest.mark.parametrize(("model", "kinds"), [
+    (nn.Identity(), [torch.Tensor]), (_TakesAPair(), [torch.Tensor, torch.Tensor]),
+])  # fmt: skip
+def test_arguments_take_the_form_that_the_model_takes(model, kinds):
+    assert [type(argument) for argument in example_arguments(model, torch.randn(2, 3, 8, 8))] == kinds
+
+
+def test_a_detection_model_gets_a_list():
+    class Detector(nn.Module):
+        def forward(self, images):
+            if not isinstance(images, list):
+                raise TypeError("give a list of images")
+            return images
+
+    (images,) = example_arguments(Detector(), torch.randn(2, 3, 8, 8))
+    assert [image.shape for image in images] == [(3, 8, 8)] * 2
+
+
+@given(
+    weight=st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(1, 3), st.integers(1, 3)),
+    scheme=st.sampled_from(["xnor-net", "encoding:w=3,a=2", "residual:m=3,a=2"]),
+)
+def test_packed_bytes_are_what_packing_gives(weight, scheme):
+    from binarize.layers.binary import BinaryActivation, BinaryConv2d
+    from binarize.passes.pack import pack_layer
+
+    outputs, channels, *kernel = weight
+    built = build_scheme(scheme)
+    layer = BinaryConv2d.from_float(
+        nn.Conv2d(channels, outputs, tuple(kernel)), built, BinaryActivation(built.activation)
+    )  # fmt: skip
+
+    packed = packed_bytes(torch.Size(weight), built)
+
+    assert packed == weight_bytes(layer) == weight_bytes(pack_layer(layer))
+
+
+def test_shared_tensors_take_their_bytes_once():
+    shared = nn.Linear(4, 4)
+
+    assert tensor_bytes(nn.Sequential(shared, nn.ReLU(), shared)) == 4 * (16 + 4)
