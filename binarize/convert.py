@@ -70,7 +70,9 @@ def convert(
         ModelError: a weight is NaN or infinite, or the model does not run on the inputs.
         NothingConvertedError: no layer would have been converted; holds the reason of each.
     """
-    recipe = dataclasses.replace(recipe or Recipe(), **({} if scheme is None else {"scheme": scheme}))
+    recipe = recipe or Recipe()
+    if scheme is not None:
+        recipe = dataclasses.replace(recipe, scheme=scheme)
     default = build_scheme(recipe.scheme)
     require_finite(model)
     teacher = copy.deepcopy(model).eval()

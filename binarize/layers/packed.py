@@ -302,7 +302,7 @@ class PackedConv2d(PackedLayer):
         )  # fmt: skip
         if any(self.crop):
             y = y[..., self.crop[0] :, self.crop[1] :]
-        return y if fused else (y + residual).clamp(self.minimum, self.maximum)
+        return y if fused or residual is None else (y + residual).clamp(self.minimum, self.maximum)
 
     def _padded(self, x: Tensor) -> Tensor:
         if self.padding_mode == "zeros":
