@@ -78,6 +78,7 @@ class Benchmark:
         """Return one sentence per peer, and a plain one where int8 is the better choice for speed."""
         ours, *peers = self.rows
         lines = [f"{OURS} is {_compare(peer.median_us / ours.median_us)} {peer.name}" for peer in peers]
+        lines += [f"its file is {_smaller(peer.bytes / ours.bytes)} than that of {peer.name}" for peer in peers]
         int8 = next((peer for peer in peers if peer.name == ORT_INT8), None)
         if int8 is not None and int8.median_us < ours.median_us:
             lines.append("where speed alone counts, int8 in ONNX Runtime is the better choice here")
@@ -240,6 +241,10 @@ def _timed(call: Callable[[], object]) -> float:
     start = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - start) / 1e3
+
+
+def _smaller(times: float) -> str:
+    return f"{times:.1f} times smaller" if times >= 1 else f"{1 / times:.1f} times larger"
 
 
 def _compare(faster: float) -> str:

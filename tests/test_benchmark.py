@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from models import Residual
@@ -128,10 +130,18 @@ def test_the_verdict_says_plainly_when_int8_is_faster():
     assert lines[:2] == [
         "binarize is 3.0 times faster than torch fp32", "binarize is 2.0 times slower than onnxruntime int8",
     ]  # fmt: skip
-    assert "int8 in ONNX Runtime is the better choice" in lines[2]
+    assert "int8 in ONNX Runtime is the better choice" in lines[-1]
+
+
+def test_the_verdict_compares_files():
+    small, large = _row("binarize", 100.0), _row("torch fp32", 100.0)
+    lines = Benchmark((small, dataclasses.replace(large, bytes=750))).verdict()
+
+    assert lines[1] == "its file is 7.5 times smaller than that of torch fp32"
 
 
 def test_the_verdict_calls_small_differences_none():
     lines = Benchmark((_row("binarize", 100.0), _row("onnxruntime int8", 103.0))).verdict()
 
-    assert lines == ["binarize is as fast, within 5 %, as onnxruntime int8"]
+    assert lines[0] == "binarize is as fast, within 5 %, as onnxruntime int8"
+    assert len(lines) == 2

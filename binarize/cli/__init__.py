@@ -48,7 +48,7 @@ class _Main(click.Group):
         except BinarizeError as error:
             self._end(one_line(error), BAD_INPUT)
         except KeyboardInterrupt:
-            self._end("interrupted; no output was written", INTERRUPTED)
+            self._end("interrupted; what it was writing is left as it was", INTERRUPTED)
 
     @staticmethod
     def _end(message: str, code: int) -> NoReturn:

@@ -20,16 +20,17 @@ def schemes(as_json: bool) -> None:
     if as_json:
         print_json({"schemes": found})
         return
-    columns = ("scheme", "planes w x a", "products", "bits/weight", "what it is", "paper")
+    columns = ("scheme", "planes w x a", "products per MAC", "bits per weight")
     rows = [
         (
             row["default"], f"{row['weight_planes']} x {row['activation_planes']}", str(row["products"]),
-            str(row["weight_planes"]), row["summary"], row["paper"],
+            str(row["weight_planes"]),
         )
         for row in found
     ]  # fmt: skip
-    print_table("schemes, with their default options", columns, rows, left=(0, 4, 5))
-    print_lines(["", *(_ranges(row) for row in found if row["options"])])
+    print_table("schemes, with their default options", columns, rows)
+    for row in found:
+        print_lines(["", f"{row['name']}: {row['summary']}", *_ranges(row), f"  {row['paper']}"])
 
 
 def _described(name: str) -> dict[str, Any]:
@@ -48,6 +49,6 @@ def _described(name: str) -> dict[str, Any]:
     }
 
 
-def _ranges(row: dict[str, Any]) -> str:
+def _ranges(row: dict[str, Any]) -> list[str]:
     options = ", ".join(f"{key} from {each['least']} to {each['most']}" for key, each in row["options"].items())
-    return f"{row['name']}: {options}; for example {row['default']}"
+    return [f"  {options}"] if options else []
