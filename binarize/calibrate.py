@@ -17,6 +17,7 @@ __all__ = ["CalibrationRecord", "CalibrationSettings", "LayerFit", "calibrate"]
 BATCH = 32  # images that go through a network at once
 VALUES = 2**18  # activations that a range is fitted to
 JUDGED = 2048  # rows that a layer's error is measured on
+INPUTS_PER_ROW = 8  # beyond it the rows determine next to nothing, and the fit is to the weights
 MOST_INPUTS = 6144  # inputs per output up to which a Gram matrix is affordable
 
 Progress = Callable[[str, int, int], None]
@@ -201,7 +202,7 @@ def _fit_layer(layer: BinaryConv2d | BinaryLinear, rows: Rows, settings: Calibra
     design -= mean_in
     targets = targets - mean_out
     weight = layer.weight.detach().reshape(groups, -1, inputs)
-    if inputs > MOST_INPUTS:
+    if inputs > min(MOST_INPUTS, INPUTS_PER_ROW * count):
         fit = fit_to_weight(layer.weight_basis, design, targets, weight)
     else:
         ridge = settings.ridge + 0.1 * inputs / count  # few rows determine little
