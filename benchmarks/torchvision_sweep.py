@@ -178,7 +178,7 @@ def table(results: list[dict[str, Any]], scheme: str) -> str:
         f"Every float model of `torchvision.models.list_models()`, random weights, scheme `{scheme}`: how many of its",
         "weighted layers were converted, how many stayed in full precision, and how far the packed form is from the",
         "training form: the largest relative difference of any layer on its own, and of any output. Rounding in the",
-        "last bit can move an activation by one code, which a deep network of random weights carries on to its outputs;",
+        "last bit can move an activation by one code, which a deep network of random weights carries to its outputs;",
         "trained networks are compared by their decisions. Made by `python benchmarks/torchvision_sweep.py`.",
         "",
     ]
