@@ -15,6 +15,7 @@ __all__ = [
     "BLOCK",
     "WORD_BITS",
     "pack_digits",
+    "pack_flags",
     "pack_signs",
     "prepare_weight",
     "prepared_shape",
@@ -105,8 +106,12 @@ def pack_signs(signs: Tensor) -> Tensor:
     Returns:
         ``(m, o, ceil(k / 8))`` uint8; a set bit is -1, spare bits are 0.
     """
-    below = (signs < 0).flatten(2).to(torch.uint8)
-    return _pack_bytes(_padded(below, -(-below.shape[-1] // 8) * 8))
+    return pack_flags((signs < 0).flatten(2))
+
+
+def pack_flags(negative: Tensor) -> Tensor:
+    """Pack bools ``(..., k)``, True where a sign is -1, into stored bits ``(..., ceil(k / 8))`` uint8."""
+    return _pack_bytes(_padded(negative.to(torch.uint8), -(-negative.shape[-1] // 8) * 8))
 
 
 def unpack_signs(bits: Tensor, k: int) -> Tensor:

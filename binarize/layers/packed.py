@@ -170,12 +170,11 @@ class PackedLayer(nn.Module, abc.ABC):
     @final
     def set_weight(self, odd: Tensor, scale: Tensor, bias: Tensor) -> None:
         """Take over odd integers ``(t, o, ...)``, scales ``(t, o)`` and bias ``(o,)``."""
-        planes = [
-            ((odd[term].flatten(1) + (2**count - 1)).to(torch.int64) // 2 >> plane) & 1
-            for term, count in enumerate(self.geometry.weight_terms)
-            for plane in range(count)
-        ]
-        self.bits = format.pack_signs(torch.stack(planes).to(torch.float32) * 2 - 1)
+        planes = []
+        for term, count in enumerate(self.geometry.weight_terms):
+            code = (odd[term].flatten(1) + (2**count - 1)).div(2).to(torch.uint8)
+            planes += [format.pack_flags(code >> plane & 1 == 0) for plane in range(count)]
+        self.bits = torch.stack(planes)
         self.scale, self.bias = scale.detach().float().contiguous(), bias.detach().float().contiguous()
         self._forget()
 

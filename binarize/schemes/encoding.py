@@ -14,8 +14,8 @@ from binarize.schemes.estimators import CodedActivation, CodedWeight, code_of
 __all__ = ["EncodingActivation", "EncodingWeight"]
 
 BLOCK = 1 << 14  # weights searched together: they stay in the cache, and below the size at which torch spins up threads
-CLIPS = 24  # candidates of a clip search; refined by alternation afterwards
-ROUNDS = 6
+CLIPS = 14  # candidates of a clip search; refined by alternation afterwards
+ROUNDS = 5
 
 
 @final
@@ -123,7 +123,7 @@ class EncodingActivation(ActivationBasis):
 
     def _search(self, x: Tensor, now: float, end: float, ends: Callable[[float], tuple[float, float]]) -> float:
         best, least = now, self._error(x, *ends(now))
-        for share in torch.linspace(0.04, 1.0, 2 * CLIPS + 1).tolist():
+        for share in torch.linspace(0.04, 1.0, 3 * CLIPS + 7).tolist():
             error = self._error(x, *ends(end * share))
             if error < least:
                 best, least = end * share, error
