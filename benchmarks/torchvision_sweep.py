@@ -4,9 +4,10 @@
     python benchmarks/torchvision_sweep.py results.jsonl --table docs/torchvision.md
     python benchmarks/torchvision_sweep.py results.jsonl --only resnet18,fasterrcnn_resnet50_fpn
 
-Random weights, small inputs, scheme ``encoding:w=4,a=4``, one process per model so that memory is given back. The two
-forms are compared part by part: whatever a graph, or a layer that Python code calls, received in the training form is
-given to its packed counterpart, and the outputs are compared. Needs no network and no weights.
+Random weights, small inputs, one process per model so that memory is given back. The scheme is ``encoding:w=4,a=4``;
+models of more than 50 million weights take ``xnor-net``, which is fitted in a fraction of the time. The two forms are
+compared part by part: whatever a graph, or a layer that Python code calls, received in the training form is given to
+its packed counterpart, and the outputs are compared. Needs no network and no weights.
 """
 
 import argparse
@@ -36,6 +37,9 @@ FAMILIES = (
     ("efficientnet", ("efficientnet",)),
     ("convnext", ("convnext",)),
 )
+
+
+SMALL, LARGE, LARGEST = "encoding:w=4,a=4", "xnor-net", 50_000_000
 
 
 def family_of(name: str) -> str:
@@ -86,7 +90,7 @@ def spread(model: Any) -> Any:
     return model
 
 
-def check(name: str, scheme: str) -> dict[str, Any]:
+def check(name: str) -> dict[str, Any]:
     import torch
 
     from binarize.convert import convert
@@ -96,16 +100,18 @@ def check(name: str, scheme: str) -> dict[str, Any]:
     from binarize.record import record_of
 
     model, args, begun = build(name), example(name), time.perf_counter()
-    layers = sum(type(m).__module__.startswith("torch.nn") and hasattr(m, "weight") for m in model.modules())
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    scheme = SMALL if weights <= LARGEST else LARGE
     try:
         net = convert(model, args, scheme)
     except NothingConvertedError as error:
-        return {"name": name, "weighted": layers, "converted": 0, "kept": len(error.reasons), "reasons": error.reasons}
+        return {"name": name, "scheme": scheme, "converted": 0, "kept": len(error.reasons), "reasons": error.reasons}
     record = record_of(net)
     alone = layer_by_layer(torch, net, args)
     packed = pack(net)
     return {
         "name": name,
+        "scheme": scheme,
         "converted": len(record.converted),
         "kept": len(record.kept),
         "reasons": {layer.name: layer.reason for layer in record.kept},
@@ -171,15 +177,16 @@ def tensors(torch: Any, value: Any) -> list[Any]:
     return [tensor for item in items for tensor in tensors(torch, item)]
 
 
-def table(results: list[dict[str, Any]], scheme: str) -> str:
+def table(results: list[dict[str, Any]]) -> str:
     lines = [
         "# torchvision, model by model",
         "",
-        f"Every float model of `torchvision.models.list_models()`, random weights, scheme `{scheme}`: how many of its",
-        "weighted layers were converted, how many stayed in full precision, and how far the packed form is from the",
-        "training form: the largest relative difference of any layer on its own, and of any output. Rounding in the",
-        "last bit can move an activation by one code, which a deep network of random weights carries to its outputs;",
-        "trained networks are compared by their decisions. Made by `python benchmarks/torchvision_sweep.py`.",
+        "Every float model of `torchvision.models.list_models()`, random weights: how many of its weighted layers were",
+        "converted, how many stayed in full precision, and how far the packed form is from the training form: the",
+        "largest relative difference of any layer on its own, and of any output. Rounding in the last bit can move an",
+        "activation by one code, which a deep network of random weights carries to its outputs; trained networks are",
+        f"compared by their decisions. Scheme `{SMALL}`; models of more than {LARGEST // 10**6} million weights took",
+        f"`{LARGE}` (marked \\*). Made by `python benchmarks/torchvision_sweep.py`.",
         "",
     ]
     for family in [*(family for family, _ in FAMILIES), "other"]:
@@ -201,7 +208,8 @@ def line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"| {row['name']} | failed | | | | {row['error']} |"
     far = f"{row['layers']:.1e} | {row['difference']:.1e}" if "difference" in row else "nothing to convert |"
-    return f"| {row['name']} | {row['converted']} | {row['kept']} | {row.get('parts', '')} | {far} |"
+    name = row["name"] + (" \\*" if row["scheme"] == LARGE else "")
+    return f"| {name} | {row['converted']} | {row['kept']} | {row.get('parts', '')} | {far} |"
 
 
 def reasons(rows: list[dict[str, Any]]) -> list[str]:
@@ -211,7 +219,7 @@ def reasons(rows: list[dict[str, Any]]) -> list[str]:
     counts: dict[str, int] = {}
     for row in rows:
         for why in row.get("reasons", {}).values():
-            general = re.sub(r"'[^']*'", "...", re.sub(r"\d+", "N", str(why)))
+            general = re.sub(r"'[^']*'", "...", re.sub(r"\b\d+\b", "N", str(why)))
             counts[general] = counts.get(general, 0) + 1
     return [f"- {count} x {why}" for why, count in sorted(counts.items(), key=lambda item: -item[1])]
 
@@ -225,7 +233,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in names:
         if name in done:
             continue
-        command = [sys.executable, __file__, arguments.results, "--one", name, "--scheme", arguments.scheme]
+        command = [sys.executable, __file__, arguments.results, "--one", name]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         last = (finished.stdout.strip().splitlines() or ["{}"])[-1]
         row = json.loads(last) if finished.returncode == 0 else {"name": name, "error": finished.stderr.strip()[-300:]}
@@ -243,16 +251,15 @@ def read(path: str) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", help="JSON lines, one per model; models that are in it are not run again")
-    parser.add_argument("--scheme", default="encoding:w=4,a=4")
     parser.add_argument("--only", help="names, separated by commas")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--table", help="write the table of the results to this file and stop")
     arguments = parser.parse_args()
     if arguments.one:
         warnings.simplefilter("ignore")
-        print(json.dumps(check(arguments.one, arguments.scheme)))
+        print(json.dumps(check(arguments.one)))
     elif arguments.table:
-        Path(arguments.table).write_text(table(read(arguments.results), arguments.scheme), encoding="utf-8")
+        Path(arguments.table).write_text(table(read(arguments.results)), encoding="utf-8")
     else:
         run(arguments)
 
