@@ -1,7 +1,7 @@
 """Calibration without labels: every binary layer fitted to what the teacher's layer gives on the same images."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -14,7 +14,8 @@ from binarize.layers.binary import BinaryConv2d, BinaryLinear, binary_layers
 
 __all__ = ["CalibrationRecord", "CalibrationSettings", "LayerFit", "calibrate"]
 
-BATCH = 32  # images that go through a network at once
+BATCH = 64  # images that go through a network at once; smaller tensors would fragment the allocator's heaps
+MEMORY = 4 * 2**30  # bytes that the tensors alive at one layer may take
 VALUES = 2**18  # activations that a range is fitted to
 JUDGED = 2048  # rows that a layer's error is measured on
 INPUTS_PER_ROW = 8  # beyond it the rows determine next to nothing, and the fit is to the weights
@@ -99,7 +100,8 @@ def calibrate(
     Args:
         net: training form, with the teacher's module paths. Both networks are put in evaluation mode.
         teacher: the original.
-        inputs: argument tuples of ``forward``, such as ``(images,)`` with images ``(n, c, h, w)``.
+        inputs: argument tuples of ``forward``, such as ``(images,)`` with images ``(n, c, h, w)``. Only so many images
+            are used as fit in 4 GiB at the layer with the largest maps; the record tells how many.
         settings: how to calibrate.
         progress: called with the stage, layers done and layers in all.
 
@@ -116,10 +118,12 @@ def calibrate(
     layers = dict(binary_layers(net))
     work = _Calibration(layers, settings, progress or (lambda stage, done, total: None))
     with torch.no_grad():
-        work.record_repeated(teacher, batches)
+        calls, size = _probe(teacher, layers, batches[0])
+        batches = _affordable(batches, size)
+        work.record_repeated(teacher, batches, {name: count for name, count in calls.items() if count > 1})
         lockstep(net, teacher, tuple(layers), batches, work.visit)
-    skipped = {name: "not called on the calibration inputs" for name in layers if name not in work.fits}
-    return CalibrationRecord(_count(inputs), settings.seed, work.fits, skipped)
+    missed = {name: "not called on the calibration inputs" for name in layers if name not in work.fits}
+    return CalibrationRecord(_count(batches), settings.seed, work.fits, missed | work.skipped)
 
 
 @final
@@ -131,16 +135,17 @@ class _Calibration:
     ) -> None:
         self.layers, self.settings, self.progress = layers, settings, progress
         self.fits: dict[str, LayerFit] = {}
+        self.skipped: dict[str, str] = {}
         self.repeated: dict[str, list[Rows]] = {}
 
-    def record_repeated(self, teacher: nn.Module, batches: Sequence[tuple[Any, ...]]) -> None:
+    def record_repeated(
+        self, teacher: nn.Module, batches: Sequence[tuple[Any, ...]], several: Mapping[str, int]
+    ) -> None:
         """Draw rows of the layers that one forward calls several times, over all their calls in the teacher.
 
         Such a layer (a head that several feature maps share) must be fitted to all its inputs before its first call,
         when most of what the network under calibration will feed it is not known yet; the teacher's inputs stand in.
         """
-        calls = _count_calls(teacher, self.layers, batches[0])
-        several = {name: count for name, count in calls.items() if count > 1}
         if not several:
             return
         generator = self._generator()
@@ -176,8 +181,12 @@ class _Calibration:
             rows = [draw(layer, meeting.input, meeting.target, count, generator) for meeting in meetings]
         else:
             _fit_levels(layer, [part.taps for part in rows], generator)
-        self.fits[name] = _fit_layer(layer, Rows.join(rows), self.settings)
-        self.progress("calibrate", len(self.fits), len(self.layers))
+        joined = Rows.join(rows)
+        if len(joined.targets):
+            self.fits[name] = _fit_layer(layer, joined, self.settings)
+        else:
+            self.skipped[name] = "its input was empty on every calibration image"
+        self.progress("calibrate", len(self.fits) + len(self.skipped), len(self.layers))
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.settings.seed)
@@ -231,23 +240,40 @@ def _sizes(layer: BinaryConv2d | BinaryLinear) -> tuple[int, int]:
     return layer.weight[0].numel(), len(layer.weight)
 
 
-def _count_calls(teacher: nn.Module, names: Mapping[str, Any], batch: tuple[Any, ...]) -> dict[str, int]:
-    """Count how often one forward of a single image calls each layer."""
-    calls = dict.fromkeys(names, 0)
+def _probe(teacher: nn.Module, names: Iterable[str], batch: tuple[Any, ...]) -> tuple[dict[str, int], int]:
+    """Run one image (one batch where it cannot be cut): how often each layer is called, and the bytes it keeps alive.
+
+    Between layers live the input of both networks and the teacher's output, and about half as much in branches.
+    """
+    calls, largest = dict.fromkeys(names, 0), 1
 
     def hook_for(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
+            nonlocal largest
             calls[name] += 1
+            size = 2 * first_tensor(args, kwargs).nbytes + output.nbytes
+            largest = max(largest, size + size // 2)
 
         return hook
 
-    handles = [teacher.get_submodule(name).register_forward_pre_hook(hook_for(name)) for name in names]
+    handles = [teacher.get_submodule(name).register_forward_hook(hook_for(name), with_kwargs=True) for name in calls]
     try:
         teacher(*(tuple(x[:1] for x in batch) if _splittable(batch) else batch))
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return calls, largest
+
+
+def _affordable(batches: Sequence[tuple[Any, ...]], each: int) -> list[tuple[Any, ...]]:
+    """Return as many batches as fit the memory, at ``each`` bytes for an image; the last one may be cut short."""
+    left, kept = max(MEMORY // each, 1), list[tuple[Any, ...]]()
+    for args in batches:
+        if left <= 0:
+            break
+        kept.append(tuple(x[:left] for x in args) if _splittable(args) else args)
+        left -= len(args[0]) if _splittable(args) else 1
+    return kept
 
 
 def _splittable(args: tuple[Any, ...]) -> bool:

@@ -188,3 +188,27 @@ def test_layers_too_wide_for_a_gram_matrix_are_scaled_to_the_teachers_outputs(mo
 
     assert record.layers["4"].error < 1e-3
     assert relative_error(student, teacher, x) < 1e-3
+
+
+def test_no_more_images_are_held_than_fit_the_memory(monkeypatch):
+    student, teacher = pair(models.Residual(), "encoding:w=4,a=4", BLOCKS)
+    image = 8 * 12 * 12 * 4  # bytes of a map at the first block: two inputs, an output, and half as much again
+    monkeypatch.setattr("binarize.calibrate.MEMORY", int(20 * 4.5 * image))
+
+    record = calibrate(student, teacher, [(images(12),), (images(12),), (images(12),)])
+
+    assert record.samples == 20
+
+
+def test_a_head_without_any_input_is_reported_and_left_usable():
+    class Rare(models.Auxiliary):
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(x), self.aux(x[x.mean((1, 2, 3)) > 1e9])
+
+    student, teacher = pair(Rare(), "encoding:w=4,a=4", ["head", "aux"])
+
+    record = calibrate(student, teacher, [(images(),)])
+
+    assert record.skipped == {"aux": "its input was empty on every calibration image"}
+    assert all(value.isfinite().all() for value in student.state_dict().values())
