@@ -75,7 +75,8 @@ def convert(
         recipe = dataclasses.replace(recipe, scheme=scheme)
     default = build_scheme(recipe.scheme)
     require_finite(model)
-    teacher = copy.deepcopy(model).eval()
+    in_training = any(module.training for module in model.modules())
+    teacher = copy.deepcopy(model).eval() if in_training else model
     inputs = _calibration_inputs(recipe, example_inputs, data)
     captured = capture(copy.deepcopy(teacher))
     planned = _plan(captured, recipe, default)

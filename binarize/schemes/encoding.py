@@ -72,8 +72,9 @@ class EncodingWeight(WeightBasis):
     def odd(self, weight: Tensor, unit: Tensor) -> Tensor:
         """Return the nearest odd integers ``(1, *weight.shape)``."""
         ratio = weight.detach() / per_output(unit[0].detach(), weight)
-        code = ratio.add_(self.limit).mul_(0.5).add_(0.5).floor_().clamp_(0, self.limit)
-        return code.mul_(2).sub_(self.limit).unsqueeze(0)
+        # Clamped first, so that dropping the fraction rounds down; torch splits `floor` of small blocks over threads.
+        code = ratio.add_(self.limit + 1).mul_(0.5).clamp_(0, self.limit).to(torch.int32)
+        return code.mul_(2).sub_(self.limit).to(weight.dtype).unsqueeze(0)
 
     def __call__(self, weight: Tensor, unit: Tensor) -> Tensor:
         """Return the nearest level of each weight; gradients stop outside the clip."""

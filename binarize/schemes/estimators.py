@@ -52,7 +52,7 @@ class CodedActivation(Function):
         """Map ``x`` of any shape, with scalar ``low`` and ``step``, to the same shape."""
         ctx.save_for_backward(x, low, step)
         ctx.top = top
-        return low + step * code_of(x, low, step, top)
+        return code_of(x, low, step, top).mul_(step).add_(low)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -93,4 +93,4 @@ class ThresholdActivation(Function):
 def code_of(x: Tensor, low: Tensor, step: Tensor, top: int) -> Tensor:
     """Return the uniform code of ``x``, whole numbers in ``[0, top]``: exactly what the packed form computes."""
     inverse = 1.0 / step
-    return ((x - low) * inverse + 0.5).floor().clamp(0, top)
+    return (x - low).mul_(inverse).add_(0.5).floor_().clamp_(0, top)  # in place: activations are large
