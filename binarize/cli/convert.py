@@ -10,7 +10,7 @@ from binarize.cli.opening import open_original
 from binarize.cli.options import SHAPE, data_options, json_option, model_options
 from binarize.cli.output import Progress, note, print_json, print_lines, progress_bar
 from binarize.cli.recipes import read_recipe
-from binarize.cli.writing import require_writable
+from binarize.cli.writing import require_separate, require_writable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +47,7 @@ def convert(
     wish = _Wish(**given)
     asked = wish.to_recipe()
     target = output or _beside(model)
-    _check_outputs(target, report)
+    _check_outputs(target, report, (model, arch, wish.recipe, wish.data))
     opened = open_original(model, arch, trust)
     for sentence in wish.announced(opened, None if output else target):
         note(sentence)
@@ -123,9 +123,10 @@ def _beside(model: str) -> Path:
     return Path(f"{name or 'model'}.binarized.safetensors")
 
 
-def _check_outputs(target: Path, report: Path | None) -> None:
+def _check_outputs(target: Path, report: Path | None, inputs: tuple[str | Path | None, ...]) -> None:
     from binarize.report import require_html
 
+    require_separate([target] if report is None else [target, report], inputs)
     require_writable(target)
     if report is not None:
         require_html(report)

@@ -24,10 +24,11 @@ def export(network: str, output: Path, arch: str | None, trust: tuple[str, ...],
     Bits stay packed in the file, every operation has a body in standard ones: ONNX Runtime runs it without this
     package.
     """
-    from binarize.cli.writing import require_writable
+    from binarize.cli.writing import require_separate, require_writable
     from binarize.export.onnx import export_onnx
     from binarize.report import size
 
+    require_separate([output], (network, arch))
     require_writable(output)
     subject = open_net(network, arch, trust)
     export_onnx(subject.net, output)

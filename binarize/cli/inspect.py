@@ -31,10 +31,12 @@ def inspect(
 ) -> None:
     """List every layer: scheme, bytes, MACs, reasons."""
     from binarize.cli.recipes import read_recipe
+    from binarize.cli.writing import require_separate
     from binarize.report import require_html, summary, write_html
 
     if report is not None:
         require_html(report)
+        require_separate([report], (network, arch, recipe))
     asked = read_recipe(recipe, scheme)
     subject = open_subject(network, arch, trust)
     shape = input_shape or subject.input_shape
