@@ -47,5 +47,5 @@ def _paths_in(spec: str) -> list[Path]:
 
 def _is_same(one: Path, other: Path) -> bool:
     if one.exists() and other.exists():
-        return os.path.samefile(one, other)
+        return one.samefile(other)
     return os.path.realpath(one) == os.path.realpath(other)
