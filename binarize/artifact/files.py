@@ -21,6 +21,7 @@ __all__ = ["FORMAT", "KEY", "is_artifact", "read", "replacing", "write"]
 
 KEY = "binarize"
 FORMAT = 1
+BEGINNING = b'"__metadata__":{"binarize":'
 DAMAGED = "the file is damaged or cut short; copy it again or save the network again"
 
 
@@ -162,9 +163,18 @@ def _digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> st
 
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
-    """Return whether ``path`` is a file that `save` wrote, as far as its header shows."""
+    """Return whether ``path`` is a file that `save` wrote, as far as its beginning shows: it may be damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return KEY in (file.metadata() or {})
     except (SafetensorError, OSError):
+        return _begins_as_ours(path)
+
+
+def _begins_as_ours(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file that cannot be read, cut short perhaps, begins as `write` begins one."""
+    try:
+        with open(path, "rb") as file:
+            return BEGINNING in file.read(64)
+    except OSError:
         return False

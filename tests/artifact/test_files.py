@@ -133,6 +133,13 @@ def test_files_that_are_none_are_told_apart(packed, tmp_path):
     assert not any(is_artifact(tmp_path / name) for name in ("missing", "garbage", "empty", "weights"))
 
 
+@pytest.mark.parametrize("length", [100, -1])
+def test_an_artifact_cut_short_is_still_known_as_one(length, packed, tmp_path):
+    (tmp_path / "cut").write_bytes(packed[1].read_bytes()[:length])
+
+    assert is_artifact(tmp_path / "cut")
+
+
 def test_a_newer_format_is_refused_before_anything_else_is_read(packed, tmp_path):
     save_file({}, tmp_path / "new", metadata={"binarize": json.dumps({"format": 2, "future": True})})
     refused(tmp_path / "new", "its format is 2, this version reads up to 1; install a newer binarize")

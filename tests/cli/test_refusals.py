@@ -147,7 +147,9 @@ def test_a_damaged_network(command, desk, tmp_path):
     cut.write_bytes(whole[: len(whole) - 40])
     more = {"export": ("-o", tmp_path / "net.onnx"), "evaluate": ("--data", desk.data)}.get(command, ())
 
-    assert "cut.safetensors" in refused(command, cut, *more)
+    line = refused(command, cut, *more)
+    assert "cut.safetensors" in line
+    assert "damaged or cut short" in line
     assert not (tmp_path / "net.onnx").exists()
 
 
