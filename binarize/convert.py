@@ -63,7 +63,7 @@ def convert(
         progress: called as the work goes on.
 
     Returns:
-        The training form: an ordinary module in evaluation mode, ready for `finetune`, `pack` and `summary`.
+        The training form: an ordinary module in evaluation mode, ready for `pack` and `summary`.
 
     Raises:
         RecipeError: the scheme or a layer's scheme names nothing that can be built.

@@ -26,7 +26,7 @@ def save(net: nn.Module, path: str | os.PathLike[str], *, metrics: Mapping[str, 
     The file is written beside ``path`` and takes its place in one step: an old file there stays intact until then.
 
     Args:
-        net: What `convert`, `finetune`, `pack` or `load` returned.
+        net: What `convert`, `pack` or `load` returned.
         path: The file; its folder exists.
         metrics: Measured figures to keep in the file's record, beside those already there.
 

@@ -114,7 +114,7 @@ def _safetensors_kind(path: Path, length: int) -> FileKind:
             saw = "its safetensors header is not JSON"
             raise SourceError(f"cannot open {str(path)!r}: {saw}; copy or download it again") from None
     if "binarize" in (header.get("__metadata__") or {}):
-        takers = "evaluate, inspect, export, benchmark and finetune take it as NET, binarize.load() in Python"
+        takers = "evaluate, inspect, export and benchmark take it as NET, binarize.load() in Python"
         raise SourceError(f"cannot open {str(path)!r} as a model: it is already a converted network; {takers}")
     return FileKind.SAFETENSORS
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from source_files import ARCH, WRITERS, Runs, refused, rewritten
 from torch import nn
 
+from binarize.cli import COMMANDS
 from binarize.sources import open_model
 from binarize.sources.files import LEGACY_MAGIC
 
@@ -239,7 +240,9 @@ def test_a_zip_of_something_else_is_refused(tmp_path):
 
 def test_a_converted_network_is_not_a_model(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "net.safetensors", metadata={"binarize": "{}"})
-    refused(tmp_path / "net.safetensors", "already a converted network")
+    line = refused(tmp_path / "net.safetensors", "already a converted network")
+    takers = line.partition("; ")[2].partition(" take it")[0].replace(" and ", ", ").split(", ")
+    assert set(takers) <= {command.name for command in COMMANDS}
 
 
 def test_what_is_no_file_is_refused(tmp_path):
