@@ -206,7 +206,7 @@ def _fit_layer(layer: BinaryConv2d | BinaryLinear, rows: Rows, settings: Calibra
     """Fit codes, units and bias."""
     design = rows.design(layer)
     groups, count, inputs = design.shape
-    targets = rows.targets.reshape(count, groups, -1).transpose(0, 1)
+    targets = _aligned_targets(layer, rows).reshape(count, groups, -1).transpose(0, 1)
     mean_in, mean_out = design.mean(1, keepdim=True), targets.mean(1, keepdim=True)
     design -= mean_in
     targets = targets - mean_out
@@ -222,6 +222,17 @@ def _fit_layer(layer: BinaryConv2d | BinaryLinear, rows: Rows, settings: Calibra
     layer.unit.copy_(fit.unit)
     layer.ensure_bias().copy_((mean_out - mean_in @ value.transpose(1, 2)).flatten())
     return LayerFit(_relative_error(design, targets, value), count, *_levels(layer))
+
+
+def _aligned_targets(layer: BinaryConv2d | BinaryLinear, rows: Rows) -> Tensor:
+    """Return the teacher's outputs, or the layer's own in full precision where the two have nothing in common.
+
+    Regions that a detector proposes come in another order in the network than in its teacher. Then the layer's own
+    output is further from the teacher's than the teacher's mean is.
+    """
+    own = rows.original_outputs(layer)
+    spread = (rows.targets - rows.targets.mean(0)).square().sum()
+    return own if (own - rows.targets).square().sum() > spread else rows.targets
 
 
 def _relative_error(design: Tensor, targets: Tensor, value: Tensor) -> float:

@@ -212,3 +212,30 @@ def test_a_head_without_any_input_is_reported_and_left_usable():
 
     assert record.skipped == {"aux": "its input was empty on every calibration image"}
     assert all(value.isfinite().all() for value in student.state_dict().values())
+
+
+class Proposals(nn.Module):
+    """A head on regions whose order, and number, hang on the last bits of what came before."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 16, 3), nn.Linear(16, 32)
+
+    def forward(self, x):
+        regions = self.body(x).permute(0, 2, 3, 1).flatten(0, 2)
+        score = regions[:, 0]
+        return self.head(regions[score.argsort()[: int((score > 0).sum()) + 1]])
+
+
+def test_a_head_on_regions_that_its_teacher_did_not_propose_is_fitted_to_itself():
+    torch.manual_seed(4)
+    teacher = Proposals().eval()
+    net = copy.deepcopy(teacher)
+    scheme = build_scheme("encoding:w=4,a=2")
+    net.body = decompose(net.body, scheme)
+    net.head = decompose(net.head, build_scheme("encoding:w=8,a=8"))
+    record = calibrate(net, teacher, [(torch.randn(4, 3, 12, 12),) for _ in range(3)])
+    x = torch.randn(50, 16)
+
+    assert set(record.layers) == {"body", "head"}
+    assert (net.head(x) - teacher.head(x)).square().mean() < 0.01 * teacher.head(x).var()

@@ -46,6 +46,14 @@ class Rows:
         taps: Tensor = layer.activation(self.taps) * self.inside
         return taps.reshape(len(taps), groups, -1).transpose(0, 1).contiguous()
 
+    def original_outputs(self, layer: BinaryConv2d | BinaryLinear) -> Tensor:
+        """Return ``(p, o)``: what the layer's trained weight makes of the rows in full precision."""
+        groups = layer.groups if isinstance(layer, BinaryConv2d) else 1
+        taps = (self.taps * self.inside).reshape(len(self.taps), groups, -1).transpose(0, 1)
+        y = taps @ layer.weight.reshape(groups, -1, taps.shape[2]).transpose(1, 2)
+        flat = y.transpose(0, 1).reshape(len(self.taps), -1)
+        return flat if layer.bias is None else flat + layer.bias
+
 
 def row_count(inputs: int, outputs: int) -> int:
     """Return how many rows to draw for a layer of so many inputs per output: fewer where each costs more."""
@@ -58,13 +66,25 @@ def draw(layer: BinaryConv2d | BinaryLinear, x: Tensor, y: Tensor, count: int, g
     Args:
         layer: tells the geometry.
         x: the layer's input, ``(n, c, h, w)`` or ``(..., c)``.
-        y: the wanted output, ``(n, o, h', w')`` or ``(..., o)``.
+        y: the wanted output, ``(n, o, h', w')`` or ``(..., o)``; where it has another n, the layer's own output in
+            full precision takes its place.
         count: rows wanted.
         generator: source of the places.
     """
+    if x.shape[0] != y.shape[0]:  # a detector proposed other regions than its teacher: there is no teacher's output
+        y = original_output(layer, x)
     if isinstance(layer, BinaryLinear):
         return _draw_linear(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), count, generator)
     return _draw_conv(layer, x, y, count, generator)
+
+
+def original_output(layer: BinaryConv2d | BinaryLinear, x: Tensor) -> Tensor:
+    """Return what the layer gave before it was binarised, as long as its weight is still the trained one."""
+    if isinstance(layer, BinaryLinear):
+        return F.linear(x, layer.weight, layer.bias)
+    x, padding = layer.padded(x)
+    y = F.conv2d(x, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
+    return y[..., layer.crop[0] :, layer.crop[1] :]
 
 
 def values(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
