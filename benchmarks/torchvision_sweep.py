@@ -73,6 +73,8 @@ def build(name: str) -> Any:
     options: dict[str, Any] = {"weights": None}
     if family_of(name) in ("detection", "segmentation"):
         options["weights_backbone"] = None
+    if name.endswith(("_fpn", "_fpn_v2")):
+        options |= {"min_size": 128, "max_size": 192}  # or a detector enlarges its images to 800 pixels
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False
     return spread(torchvision.models.get_model(name, **options).eval())
