@@ -110,7 +110,8 @@ def benchmark(
         seconds: stop after this time, at least three rounds done.
 
     Raises:
-        ModelError: the network does not run on the images, gives values that are not finite, or holds no record.
+        ModelError: the network does not run on the images, gives values that are not finite, or holds no record; or
+            the original gives outputs of another shape.
         DataError: there are fewer images than one batch.
         ExportError: the fp32 peer computes something else than the original.
     """
@@ -156,6 +157,7 @@ class _Field:
         self.notes: list[str] = []
         if against is not None:
             self.models[TORCH], self.bytes[TORCH] = against.eval(), tensor_bytes(against)
+            _require_alike(packed, against, self.arguments)
             self._add_onnx(against, folder)
 
     def _add_onnx(self, against: nn.Module, folder: Path) -> None:
@@ -213,6 +215,20 @@ class _Field:
 
 def _bound(model: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
     return lambda: model(*arguments)
+
+
+def _require_alike(packed: nn.Module, against: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """Raise `ModelError` if the outputs differ in shape: the two do not do the same work."""
+    ours = tuple(_first_tensor(packed(*arguments)).shape)
+    remedy = "give the model that the network was made from"
+    try:
+        theirs = tuple(_first_tensor(against(*arguments)).shape)
+    except Exception as error:  # whatever a model raises on images it was not made for
+        why = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ModelError(f"cannot run the original on the network's images: {why}; {remedy}") from error
+    # A detector finds any number of boxes, so the first dimension may differ.
+    if ours[1:] != theirs[1:]:
+        raise ModelError(f"cannot compare outputs of shape {ours} with the original's of shape {theirs}; {remedy}")
 
 
 def _first_tensor(output: Any) -> Tensor:

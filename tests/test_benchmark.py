@@ -145,3 +145,10 @@ def test_the_verdict_calls_small_differences_none():
 
     assert lines[0] == "binarize is as fast, within 5 %, as onnxruntime int8"
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize("other", [nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), nn.Conv2d(1, 4, 3)])
+def test_another_model_than_the_original_is_an_error(other, pair):
+    with pytest.raises(ModelError, match="give the model that the network was made from") as caught:
+        benchmark(pair[1], against=other.eval(), rounds=1)
+    assert "\n" not in str(caught.value)
