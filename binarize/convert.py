@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from binarize.calibrate import CalibrationSettings, calibrate
 from binarize.data import calibration_batches, random_images
-from binarize.errors import ModelError, NothingConvertedError
+from binarize.errors import ModelError, NothingConvertedError, RecipeError, nearest
 from binarize.passes.capture import Captured, capture
 from binarize.passes.decompose_layers import DecomposeLayers, decompose
 from binarize.passes.graph import put
@@ -24,6 +24,8 @@ from binarize.schemes.presets import Scheme, build_scheme
 from binarize.sources import require_finite
 
 __all__ = ["Progress", "convert", "plan"]
+
+SHOWN = 8
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, steps done and steps in all."""
@@ -66,7 +68,7 @@ def convert(
         The training form: an ordinary module in evaluation mode, ready for `pack` and `summary`.
 
     Raises:
-        RecipeError: the scheme or a layer's scheme names nothing that can be built.
+        RecipeError: the scheme or a layer's scheme names nothing that can be built, or a pattern matches no layer.
         ModelError: a weight is NaN or infinite, or the model does not run on the inputs.
         NothingConvertedError: no layer would have been converted; holds the reason of each.
     """
@@ -99,7 +101,7 @@ def plan(model: nn.Module, recipe: Recipe | None = None) -> tuple[LayerRecord, .
     """Return what `convert` would do with each weighted layer, without doing it. ``model`` is left as it is.
 
     Raises:
-        RecipeError: the scheme or a layer's scheme names nothing that can be built.
+        RecipeError: the scheme or a layer's scheme names nothing that can be built, or a pattern matches no layer.
     """
     recipe = recipe or Recipe()
     default = build_scheme(recipe.scheme)
@@ -126,7 +128,9 @@ def _plan(captured: Captured, recipe: Recipe, default: Scheme) -> _Plan:
     )  # fmt: skip
     schemes: dict[str, Scheme] = {}
     layers: list[LayerRecord] = []
-    for site in sites(captured):
+    found = sites(captured)
+    _require_matches(recipe, [site.name for site in found])
+    for site in found:
         reason = why_not(site, rules)
         if reason is None:
             schemes[site.name] = _scheme_of(site, recipe, default)
@@ -134,6 +138,17 @@ def _plan(captured: Captured, recipe: Recipe, default: Scheme) -> _Plan:
         weights = sum(p.numel() for key, p in site.module.named_parameters(recurse=False) if "bias" not in key)
         layers.append(LayerRecord(site.name, type(site.module).__name__, weights, spec, reason))
     return _Plan(schemes, tuple(layers))
+
+
+def _require_matches(recipe: Recipe, names: Sequence[str]) -> None:
+    """Raise `RecipeError` for a pattern that matches no layer: it was meant for one."""
+    for where in ("keep", "convert", "layers"):
+        for pattern in getattr(recipe, where):
+            if names and not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                more = ", ..." if len(names) > SHOWN else ""
+                layers = f"{', '.join(names[:SHOWN])}{more}"
+                what = f"cannot use the pattern {pattern!r} of {where!r}: it matches no layer"
+                raise RecipeError(f"{what}{nearest(pattern, names)}; the layers are {layers}")
 
 
 def _scheme_of(site: Site, recipe: Recipe, default: Scheme) -> Scheme:
