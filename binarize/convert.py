@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from binarize.calibrate import CalibrationSettings, calibrate
 from binarize.data import calibration_batches, random_images
 from binarize.errors import ModelError, NothingConvertedError, RecipeError, nearest
+from binarize.layers.binary import BinaryLayer
+from binarize.layers.packed import PackedLayer
 from binarize.passes.capture import Captured, capture
 from binarize.passes.decompose_layers import DecomposeLayers, decompose
 from binarize.passes.graph import put
@@ -69,13 +71,14 @@ def convert(
 
     Raises:
         RecipeError: the scheme or a layer's scheme names nothing that can be built, or a pattern matches no layer.
-        ModelError: a weight is NaN or infinite, or the model does not run on the inputs.
+        ModelError: a weight is NaN or infinite, the model is converted already, or it does not run on the inputs.
         NothingConvertedError: no layer would have been converted; holds the reason of each.
     """
     recipe = recipe or Recipe()
     if scheme is not None:
         recipe = dataclasses.replace(recipe, scheme=scheme)
     default = build_scheme(recipe.scheme)
+    _require_unconverted(model)
     require_finite(model)
     in_training = any(module.training for module in model.modules())
     teacher = copy.deepcopy(model).eval() if in_training else model
@@ -95,6 +98,11 @@ def convert(
         raise
     attach_record(net, _record(captured, planned, recipe, inputs, dict(source or {}), found.to_dict()))
     return net.eval()
+
+
+def _require_unconverted(model: nn.Module) -> None:
+    if any(isinstance(module, BinaryLayer | PackedLayer) for module in model.modules()):
+        raise ModelError(f"cannot convert {type(model).__name__}: it is already converted; give the original model")
 
 
 def plan(model: nn.Module, recipe: Recipe | None = None) -> tuple[LayerRecord, ...]:

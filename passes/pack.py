@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from binarize.errors import ModelError
 from binarize.layers.binary import BinaryActivation, BinaryConv2d, BinaryLinear, binary_layers
-from binarize.layers.packed import Geometry, PackActivation, PackedConv2d, PackedLinear
+from binarize.layers.packed import Geometry, PackActivation, PackedConv2d, PackedLayer, PackedLinear
 from binarize.passes.base import Pass, PassResult
 from binarize.passes.fold_batchnorm import FoldBatchNorm
 from binarize.passes.fuse import FuseEpilogue, FuseThreshold
@@ -120,9 +120,11 @@ def pack(net: nn.Module) -> nn.Module:
     activations between convolutions become integer thresholds, and each tensor is packed once for all its readers.
 
     Raises:
-        ModelError: ``net`` holds no binary layer.
+        ModelError: ``net`` holds no binary layer, or is packed already.
     """
     if not any(True for _ in binary_layers(net)):
+        if any(isinstance(module, PackedLayer) for module in net.modules()):
+            raise ModelError(f"cannot pack {type(net).__name__}: it is already packed; use it as it is")
         raise ModelError(f"cannot pack {type(net).__name__}: it has no binary layers; run convert first")
     packed = copy.deepcopy(net).eval()
     for _, gm in graphs_of(packed):

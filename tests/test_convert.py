@@ -1,11 +1,15 @@
-"""What `convert` refuses: patterns that match nothing."""
+"""What `convert` refuses: patterns that match nothing, networks that are converted already."""
 
 import pytest
+import torch
 from models import Residual
 
-from binarize.convert import plan
-from binarize.errors import RecipeError
+from binarize.convert import convert, plan
+from binarize.errors import ModelError, RecipeError
+from binarize.passes.pack import pack
 from binarize.recipe import Recipe
+
+IMAGES = torch.linspace(-2, 2, 2 * 3 * 8 * 8).sin().reshape(2, 3, 8, 8)
 
 
 @pytest.mark.parametrize("where", ["keep", "convert", "layers"])
@@ -24,3 +28,18 @@ def test_a_pattern_that_matches_one_layer_is_taken():
     name = plan(Residual())[1].name
 
     assert any(layer.reason and repr(name) in layer.reason for layer in plan(Residual(), Recipe(keep=(name,))))
+
+
+def test_a_converted_network_is_not_converted_again():
+    net = convert(Residual().eval(), IMAGES)
+
+    for again in (net, pack(net)):
+        with pytest.raises(ModelError, match="already converted"):
+            convert(again, IMAGES)
+
+
+def test_a_packed_network_is_not_packed_again():
+    packed = pack(convert(Residual().eval(), IMAGES))
+
+    with pytest.raises(ModelError, match="already packed"):
+        pack(packed)

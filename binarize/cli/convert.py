@@ -11,6 +11,7 @@ from binarize.cli.options import SHAPE, data_options, json_option, model_options
 from binarize.cli.output import Progress, note, print_json, print_lines, progress_bar
 from binarize.cli.recipes import read_recipe
 from binarize.cli.writing import require_separate, require_writable
+from binarize.errors import OutputError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,6 +127,9 @@ def _beside(model: str) -> Path:
 def _check_outputs(target: Path, report: Path | None, inputs: tuple[str | Path | None, ...]) -> None:
     from binarize.report import require_html
 
+    if target.suffix == ".onnx":
+        remedy = f"convert to a .safetensors file first, then `binarize export NET -o {target}` writes ONNX"
+        raise OutputError(f"cannot write {target}: convert does not write ONNX; {remedy}")
     require_separate([target] if report is None else [target, report], inputs)
     require_writable(target)
     if report is not None:

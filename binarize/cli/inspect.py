@@ -30,10 +30,13 @@ def inspect(
     as_json: bool,
 ) -> None:
     """List every layer: scheme, bytes, MACs, reasons."""
+    from binarize.artifact import is_artifact
     from binarize.cli.recipes import read_recipe
     from binarize.cli.writing import require_separate
     from binarize.report import require_html, summary, write_html
 
+    if (scheme is not None or recipe is not None) and is_artifact(network):
+        raise click.UsageError(f"--scheme and --recipe are for a MODEL; {network} is a converted network already")
     if report is not None:
         require_html(report)
         require_separate([report], (network, arch, recipe))

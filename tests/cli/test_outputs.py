@@ -68,3 +68,8 @@ def test_the_page_of_inspect_does_not_overwrite_the_recipe(desk, files):
     words = ("inspect", files / "net.pt", "--arch", desk.factory, "--recipe", files / "recipe.html")
 
     assert "would overwrite" in refused(*words, "--report", files / "recipe.html")
+
+
+def test_convert_points_to_export_for_onnx(desk, files):
+    assert "`binarize export NET -o" in refused(*converting(desk, files, "-o", files / "net.onnx"))
+    assert not (files / "net.onnx").exists()

@@ -213,3 +213,11 @@ def test_a_whole_module_of_foreign_classes_names_the_class(old, tmp_path):
 
 class _Foreign(nn.Module):
     """A user's own class, pickled whole."""
+
+
+@pytest.mark.parametrize("option", [("--scheme", "xnor-net"), ("--recipe", "recipe.toml")])
+def test_a_scheme_for_a_converted_network_is_a_usage_error(option, desk):
+    result = run("inspect", desk.net, *option)
+
+    assert result.exit_code == 2
+    assert "are for a MODEL" in result.stderr
