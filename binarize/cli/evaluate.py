@@ -42,7 +42,7 @@ def evaluate(
     from binarize.evaluate import evaluate as run
 
     spec = DataSpec.parse(data)
-    subject = open_subject(network, arch, trust)
+    subject = open_subject(network, arch, trust, arch_used=teacher is not None and teacher_arch is None)
     master = None if teacher is None else open_subject(teacher, teacher_arch or arch, trust)
     shape = subject.input_shape if spec.kind == "imagefolder" else None
     images = load_data(spec, mean=mean, std=std, input_shape=shape, batch_size=batch, limit=samples)

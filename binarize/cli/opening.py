@@ -43,21 +43,35 @@ def open_original(spec: str, arch: str | None = None, trust: Sequence[str] = ())
     return opened
 
 
-def open_net(spec: str, arch: str | None = None, trust: Sequence[str] = ()) -> Subject:
-    """Open a converted network; ``arch`` builds the outer code of one that was traced by parts."""
+def open_net(spec: str, arch: str | None = None, trust: Sequence[str] = (), *, arch_used: bool = False) -> Subject:
+    """Open a converted network; ``arch`` builds the outer code of one that was traced by parts.
+
+    A note says where it was not needed, unless the caller uses it elsewhere (``arch_used``).
+    """
     from binarize.artifact import load
     from binarize.record import record_of
 
-    net = load(spec, model=None if arch is None else open_original(arch, trust=trust).model)
-    return Subject(net, True, Path(spec).stem, record_of(net).input_shape)
+    net = load(spec, model=None if arch is None else _outer_code(arch, trust))
+    record = record_of(net)
+    if arch is not None and "" in record.parts and not arch_used:
+        note(f"--arch {arch} was not used: {spec} holds the whole network")
+    return Subject(net, True, Path(spec).stem, record.input_shape)
 
 
-def open_subject(spec: str, arch: str | None = None, trust: Sequence[str] = ()) -> Subject:
+def _outer_code(arch: str, trust: Sequence[str]) -> "nn.Module":
+    """Build the model whose Python code is wanted; its weights do not matter, nor what there is to say about them."""
+    from binarize.sources import open_model
+    from binarize.sources.builders import find_builder
+
+    return open_model(arch, trust_packages=trust).model if Path(arch).is_file() else find_builder(arch).build()
+
+
+def open_subject(spec: str, arch: str | None = None, trust: Sequence[str] = (), *, arch_used: bool = False) -> Subject:
     """Open whatever ``spec`` names: a converted network, an ONNX file or a float model."""
     from binarize.artifact import is_artifact
 
     if is_artifact(spec):
-        return open_net(spec, arch, trust)
+        return open_net(spec, arch, trust, arch_used=arch_used)
     if spec.endswith(".onnx"):
         return _open_onnx(Path(spec))
     opened = open_original(spec, arch, trust)
