@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from binarize.calibration.fit import Problem, fit_to_output, fit_to_weight
 from binarize.calibration.lockstep import Meeting, first_tensor, lockstep
+from binarize.calibration.reconstruct import GroupFit, reconstruct
 from binarize.calibration.rows import Rows, draw, row_count, values
 from binarize.layers.binary import BinaryConv2d, BinaryLinear, binary_layers
 
@@ -70,12 +71,14 @@ class CalibrationRecord:
         seed: as in the settings.
         layers: fit of each binary layer by module path, in the order of execution.
         skipped: reason for each binary layer that was not fitted.
+        groups: what reconstruction did to each group, where it was asked for.
     """
 
     samples: int
     seed: int
     layers: Mapping[str, LayerFit]
     skipped: Mapping[str, str]
+    groups: Mapping[str, GroupFit] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -116,14 +119,16 @@ def calibrate(
     teacher.eval()
     batches = _split(inputs)
     layers = dict(binary_layers(net))
-    work = _Calibration(layers, settings, progress or (lambda stage, done, total: None))
+    progress = progress or (lambda stage, done, total: None)
+    work = _Calibration(layers, settings, progress)
     with torch.no_grad():
         calls, size = _probe(teacher, layers, batches[0])
         batches = _affordable(batches, size)
         work.record_repeated(teacher, batches, {name: count for name, count in calls.items() if count > 1})
         lockstep(net, teacher, tuple(layers), batches, work.visit)
     missed = {name: "not called on the calibration inputs" for name in layers if name not in work.fits}
-    return CalibrationRecord(_count(batches), settings.seed, work.fits, missed | work.skipped)
+    groups = reconstruct(net, teacher, batches, settings.seed, progress) if settings.reconstruct else {}
+    return CalibrationRecord(_count(batches), settings.seed, work.fits, missed | work.skipped, groups)
 
 
 @final
