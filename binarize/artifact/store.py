@@ -67,9 +67,12 @@ def load(
 
     Raises:
         ArtifactError: the file is missing, damaged, of a newer format, or names something that may not be in a file;
-            or ``model`` is needed, or is another one.
+            or ``model`` is needed, or is another one; or torch sees no such CUDA device.
     """
     place = torch.device(device)
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        what = "torch sees no such CUDA device here"
+        raise ArtifactError(f"cannot load {str(path)!r} onto {str(place)!r}: {what}; give device='cpu'")
     description, tensors = read(path)
     try:
         record = _record(description["record"])

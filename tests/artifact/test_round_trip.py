@@ -140,6 +140,12 @@ def test_a_network_can_be_loaded_onto_a_device(packed):
     assert {tensor.device.type for tensor in back.state_dict().values()} == {"cuda"}
 
 
+def test_a_cuda_device_that_is_not_there_is_blamed_not_the_file(packed, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ArtifactError, match="no such CUDA device here"):
+        load(packed[1], device="cuda")
+
+
 def test_the_training_form_keeps_its_latent_weights(tmp_path):
     net = converted(zoo.Residual())
     save(net, tmp_path / "net.safetensors")
