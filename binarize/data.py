@@ -54,14 +54,14 @@ class DataSpec:
         """
         kind, _, rest = text.partition(":")
         if kind not in KINDS:
-            raise DataError(f"cannot read the data spec {text!r}{nearest(kind, KINDS)} write {FORMS}")
+            raise DataError(f"cannot read the data spec {text!r}{nearest(kind, KINDS)}; write {FORMS}")
         if kind == "digits":
             return cls(kind, split=_split(rest or "all", ("all", "train", "test"), text))
         if kind == "torchvision":
             name, _, place = rest.partition(":")
             if name not in SETS:
                 raise DataError(
-                    f"cannot read the data spec {text!r}{nearest(name, SETS)} the sets are {', '.join(SETS)}"
+                    f"cannot read the data spec {text!r}{nearest(name, SETS)}; the sets are {', '.join(SETS)}"
                 )
             folder, _, split = place.rpartition(":")
             chosen = split if folder and split in ("train", "test") else "test"
@@ -201,7 +201,7 @@ def _images_of(batch: Any) -> Tensor:
 
 def _split(text: str, known: Sequence[str], spec: str) -> str:
     if text not in known:
-        raise DataError(f"cannot read the data spec {spec!r}{nearest(text, known)} the parts are {', '.join(known)}")
+        raise DataError(f"cannot read the data spec {spec!r}{nearest(text, known)}; the parts are {', '.join(known)}")
     return text
 
 

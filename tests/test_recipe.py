@@ -27,7 +27,7 @@ def test_an_unknown_key_is_named_with_the_nearest(tmp_path):
     path = tmp_path / "r.toml"
     path.write_text('shceme = "xnor-net"\n')
 
-    with pytest.raises(RecipeError, match="'shceme'; did you mean 'scheme'"):
+    with pytest.raises(RecipeError, match=r"'shceme' \(did you mean 'scheme'"):
         Recipe.from_toml(path)
 
 

@@ -37,7 +37,7 @@ class _Main(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             known = ", ".join(self.commands)
-            ctx.fail(f"no such command {args[0]!r}{nearest(args[0], self.commands)} The commands are {known}.")
+            ctx.fail(f"no such command {args[0]!r}{nearest(args[0], self.commands)}; the commands are {known}.")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

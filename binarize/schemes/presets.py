@@ -104,7 +104,9 @@ def build_scheme(text: str) -> Scheme:
     preset = PRESETS.get(spec.name)
     if preset is None:
         hint = nearest(spec.name, PRESETS)
-        raise RecipeError(f"cannot use scheme {text!r}: unknown name {spec.name!r}{hint} Known: {', '.join(PRESETS)}")
+        raise RecipeError(
+            f"cannot use scheme {text!r}: unknown name {spec.name!r}{hint}; known are {', '.join(PRESETS)}"
+        )
     values = {name: default for name, (default, _, _) in preset.options.items()}
     for name, value in spec.options.items():
         values[name] = _checked(text, preset, name, value)

@@ -68,7 +68,7 @@ def torchvision_builder(name: str) -> Builder:
     known = [model for model in models.list_models() if not model.startswith("quantized_")]
     if name not in known:
         listing = "torchvision.models.list_models() lists them; for a network of your own give path/to/file.py:factory"
-        raise SourceError(f"cannot find the architecture {name!r}{nearest(name, known)} {listing}")
+        raise SourceError(f"cannot find the architecture {name!r}{nearest(name, known)}; {listing}")
     function = models.get_model_builder(name)
 
     def build(*, initialise: bool = False, **options: Any) -> nn.Module:
@@ -117,7 +117,7 @@ def _factory_builder(arch: str) -> Builder:
         factory = getattr(module, name, None)
         if factory is None:
             public = [key for key in vars(module) if not key.startswith("_")]
-            raise SourceError(f"cannot find {name!r} in {place}{nearest(name, public)} it must be a function there")
+            raise SourceError(f"cannot find {name!r} in {place}{nearest(name, public)}; it must be a function there")
 
     def build(**options: Any) -> nn.Module:
         options.pop("initialise", None)
