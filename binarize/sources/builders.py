@@ -15,7 +15,7 @@ from torch import nn
 
 from binarize.errors import SourceError, nearest
 
-__all__ = ["Builder", "find_builder", "pretrained", "torchvision_builder"]
+__all__ = ["Builder", "find_builder", "importable", "pretrained", "torchvision_builder"]
 
 PREFIX = "torchvision:"
 # Their builders warn unless told whether to spend seconds on drawing initial weights.
@@ -112,7 +112,7 @@ def _factory_builder(arch: str) -> Builder:
     place, _, name = arch.rpartition(":")
     path = Path(place)
     is_file = place.endswith(".py")
-    with _importable(path.parent) if is_file else contextlib.nullcontext():
+    with importable(path.parent) if is_file else contextlib.nullcontext():
         module = _import_file(path, arch) if is_file else _import_module(place, arch)
         factory = getattr(module, name, None)
         if factory is None:
@@ -121,7 +121,7 @@ def _factory_builder(arch: str) -> Builder:
 
     def build(**options: Any) -> nn.Module:
         options.pop("initialise", None)
-        with _importable(path.parent) if is_file else contextlib.nullcontext():
+        with importable(path.parent) if is_file else contextlib.nullcontext():
             return _call(factory, arch, options)
 
     return Builder(name, arch, "factory", build, None)
@@ -182,7 +182,7 @@ def _import_file(path: Path, arch: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def importable(folder: Path) -> Iterator[None]:
     """Put ``folder`` first on the import path; forget it and the modules found there afterwards.
 
     Two files from two folders may each have a neighbour `blocks.py`: neither may get the other's.

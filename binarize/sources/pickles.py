@@ -3,6 +3,7 @@
 torch's weights-only unpickler does the work, so that a name this list forgets is refused, never run.
 """
 
+import contextlib
 import functools
 import importlib
 import io
@@ -17,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from binarize.errors import SourceError
+from binarize.sources.builders import importable
 from binarize.sources.files import LEGACY_MAGIC, FileKind
 
 __all__ = ["load_pickle", "unsafe_globals"]
@@ -56,7 +58,7 @@ def load_pickle(path: Path, kind: FileKind, trusted: Sequence[str] = ()) -> obje
     Args:
         path: The file.
         kind: `FileKind.PICKLE` or `FileKind.LEGACY_PICKLE`.
-        trusted: Names of packages whose classes and functions may be used.
+        trusted: Names of packages whose classes and functions may be used; the current folder is looked in too.
 
     Raises:
         SourceError: A global is not on the list, cannot be imported, or the file is damaged.
@@ -69,12 +71,14 @@ def load_pickle(path: Path, kind: FileKind, trusted: Sequence[str] = ()) -> obje
         saw = f"it holds a module ({names[0]}, ...) in the format of before torch 1.6"
         remedy = "load it where it was made and write it again with torch.save(model.state_dict(), ...)"
         raise SourceError(f"cannot open {str(path)!r}: {saw}, which cannot be checked; {remedy}")
-    allowed = [_allowed(path, name, trusted) for name in names]
-    try:
-        with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise _damaged(path, error) from error
+    # A trusted module may lie in the current folder, which an installed command does not import from.
+    with importable(Path.cwd()) if trusted else contextlib.nullcontext():
+        allowed = [_allowed(path, name, trusted) for name in names]
+        try:
+            with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise _damaged(path, error) from error
 
 
 def unsafe_globals(data: bytes) -> Collection[str]:

@@ -1,9 +1,11 @@
 """Files that could run code, and damaged ones: refused, and nothing in them is ever run."""
 
+import importlib
 import io
 import json
 import os
 import pickle
+import sys
 import zipfile
 
 import pytest
@@ -20,6 +22,20 @@ from binarize.sources import open_model
 from binarize.sources.files import LEGACY_MAGIC
 
 # Files that could run code
+
+
+def test_a_trusted_module_may_lie_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "mycnn.py").write_text("from torch import nn\n\n\nclass Net(nn.Conv2d):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    with monkeypatch.context() as there:
+        there.syspath_prepend(tmp_path)
+        torch.save(importlib.import_module("mycnn").Net(3, 4, 1), "net.pt")
+    del sys.modules["mycnn"]
+
+    assert type(open_model("net.pt", trust_packages=("mycnn",)).model).__name__ == "Net"
+    assert sys.path == before
+    assert "mycnn" not in sys.modules
 
 
 @pytest.mark.parametrize("legacy", [False, True])
