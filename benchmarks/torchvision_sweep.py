@@ -75,6 +75,8 @@ def build(name: str) -> Any:
         options["weights_backbone"] = None
     if name.endswith(("_fpn", "_fpn_v2")):
         options |= {"min_size": 128, "max_size": 192}  # or a detector enlarges its images to 800 pixels
+    if "rcnn" in name:
+        options |= {"rpn_post_nms_top_n_test": 64, "box_detections_per_img": 8}  # random weights propose everywhere
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False
     return spread(torchvision.models.get_model(name, **options).eval())
