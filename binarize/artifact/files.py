@@ -174,7 +174,7 @@ def is_artifact(path: str | os.PathLike[str]) -> bool:
 def _begins_as_ours(path: str | os.PathLike[str]) -> bool:
     """Return whether a file that cannot be read, cut short perhaps, begins as `write` begins one."""
     try:
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             return BEGINNING in file.read(64)
     except OSError:
         return False
