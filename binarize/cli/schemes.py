@@ -42,7 +42,9 @@ def _described(name: str) -> dict[str, Any]:
         "default": scheme.spec,
         "summary": preset.summary,
         "paper": preset.paper,
-        "options": {key: {"default": d, "least": a, "most": b} for key, (d, a, b) in preset.options.items()},
+        "options": {
+            key: {"default": option.examples[0], "wanted": option.wanted} for key, option in preset.options.items()
+        },
         "weight_planes": scheme.weight.count,
         "activation_planes": scheme.activation.count,
         "products": scheme.products,
@@ -50,5 +52,5 @@ def _described(name: str) -> dict[str, Any]:
 
 
 def _ranges(row: dict[str, Any]) -> list[str]:
-    options = ", ".join(f"{key} from {each['least']} to {each['most']}" for key, each in row["options"].items())
+    options = "; ".join(f"{key}: {each['wanted']}" for key, each in row["options"].items())
     return [f"  {options}"] if options else []

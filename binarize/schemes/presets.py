@@ -5,17 +5,20 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import final
+from typing import Any, final
 
 from binarize.errors import RecipeError, nearest
 from binarize.recipe import SchemeSpec
 from binarize.schemes.base import ActivationBasis, WeightBasis
 from binarize.schemes.encoding import EncodingActivation, EncodingWeight
+from binarize.schemes.options import Option, Whole
 from binarize.schemes.residual import ResidualWeight
 from binarize.schemes.sign import SignActivation, SignWeight
 from binarize.schemes.structures import Layerwise, Structure
 
 __all__ = ["PRESETS", "Preset", "Scheme", "build_scheme"]
+
+Parts = tuple[WeightBasis, ActivationBasis, Structure]
 
 
 @final
@@ -49,25 +52,25 @@ class Preset:
     Attributes:
         summary: one line for a person.
         paper: where it comes from.
-        options: option name to (default, least, most).
+        options: what each option may be, by its name.
         build: from the options' values to the scheme's parts.
     """
 
     summary: str
     paper: str
-    options: Mapping[str, tuple[int, int, int]]
-    build: Callable[[Mapping[str, int]], tuple[WeightBasis, ActivationBasis, Structure]]
+    options: Mapping[str, Option]
+    build: Callable[[Mapping[str, Any]], Parts]
 
 
-def _xnor_net(options: Mapping[str, int]) -> tuple[WeightBasis, ActivationBasis, Structure]:
+def _xnor_net(options: Mapping[str, Any]) -> Parts:
     return SignWeight(), SignActivation(), Layerwise()
 
 
-def _encoding(options: Mapping[str, int]) -> tuple[WeightBasis, ActivationBasis, Structure]:
+def _encoding(options: Mapping[str, Any]) -> Parts:
     return EncodingWeight(options["w"]), EncodingActivation(options["a"]), Layerwise()
 
 
-def _residual(options: Mapping[str, int]) -> tuple[WeightBasis, ActivationBasis, Structure]:
+def _residual(options: Mapping[str, Any]) -> Parts:
     activation = SignActivation() if options["a"] == 1 else EncodingActivation(options["a"])
     return ResidualWeight(options["m"]), activation, Layerwise()
 
@@ -82,13 +85,13 @@ PRESETS: dict[str, Preset] = {
     "encoding": Preset(
         "w-bit weights and a-bit activations, each bit a {-1,+1} branch",
         "Sun et al., AAAI 2019, arXiv:1905.13389",
-        {"w": (4, 1, 8), "a": (4, 1, 8)},
+        {"w": Whole(4, 1, 8), "a": Whole(4, 1, 8)},
         _encoding,
     ),
     "residual": Preset(
         "m weight planes with real scales, each the sign of what the others left; a-bit activations",
         "Li et al., ICCV 2017 (residual planes); Sun et al., arXiv:1905.13389 (activations)",
-        {"m": (2, 1, 8), "a": (4, 1, 8)},
+        {"m": Whole(2, 1, 8), "a": Whole(4, 1, 8)},
         _residual,
     ),
 }
@@ -107,18 +110,16 @@ def build_scheme(text: str) -> Scheme:
         raise RecipeError(
             f"cannot use scheme {text!r}: unknown name {spec.name!r}{hint}; known are {', '.join(PRESETS)}"
         )
-    values = {name: default for name, (default, _, _) in preset.options.items()}
-    for name, value in spec.options.items():
-        values[name] = _checked(text, preset, name, value)
-    full = SchemeSpec(spec.name, {name: str(value) for name, value in values.items()})
-    return Scheme(str(full), *preset.build(values))
+    texts = {name: option.examples[0] for name, option in preset.options.items()} | dict(spec.options)
+    values = {name: _read(text, preset, name, value) for name, value in texts.items()}
+    return Scheme(str(SchemeSpec(spec.name, texts)), *preset.build(values))
 
 
-def _checked(text: str, preset: Preset, name: str, value: str) -> int:
+def _read(text: str, preset: Preset, name: str, value: str) -> Any:
     if name not in preset.options:
         known = ", ".join(preset.options) or "none"
         raise RecipeError(f"cannot use scheme {text!r}: unknown option {name!r}; its options: {known}")
-    _, least, most = preset.options[name]
-    if not value.isdecimal() or not least <= int(value) <= most:
-        raise RecipeError(f"cannot use scheme {text!r}: {name}={value}; give a whole number from {least} to {most}")
-    return int(value)
+    read = preset.options[name].read(value)
+    if read is None:
+        raise RecipeError(f"cannot use scheme {text!r}: {name}={value}; give {preset.options[name].wanted}")
+    return read
