@@ -5,13 +5,14 @@ from binarize.schemes.encoding import EncodingActivation, EncodingWeight
 from binarize.schemes.presets import PRESETS, Preset, Scheme, build_scheme
 from binarize.schemes.residual import ResidualWeight
 from binarize.schemes.sign import SignActivation, SignWeight
-from binarize.schemes.structures import Layerwise, Structure
+from binarize.schemes.structures import Groupwise, Layerwise, Structure
 
 __all__ = [
     "PRESETS",
     "ActivationBasis",
     "EncodingActivation",
     "EncodingWeight",
+    "Groupwise",
     "Layerwise",
     "Levels",
     "Planes",

@@ -21,6 +21,11 @@ class Option(abc.ABC):
     def wanted(self) -> str:
         """What is accepted, as the object of "give"."""
 
+    @property
+    @abc.abstractmethod
+    def is_optional(self) -> bool:
+        """Whether the default goes without saying; a scheme spelled out leaves it out."""
+
     @abc.abstractmethod
     def read(self, text: str) -> Any | None:
         """Return the value that ``text`` stands for, or None if it is not accepted."""
@@ -45,6 +50,11 @@ class Whole(Option):
         """The range."""
         return f"a whole number from {self.least} to {self.most}"
 
+    @property
+    def is_optional(self) -> bool:
+        """Only a default of 0, which means none."""
+        return self.default == 0
+
     def read(self, text: str) -> int | None:
         """Return the number."""
         return int(text) if text.isascii() and text.isdecimal() and self.least <= int(text) <= self.most else None
@@ -67,6 +77,11 @@ class Word(Option):
         """The words."""
         return f"{', '.join(self.choices[:-1])} or {self.choices[-1]}"
 
+    @property
+    def is_optional(self) -> bool:
+        """Always."""
+        return True
+
     def read(self, text: str) -> str | None:
         """Return the word."""
         return text if text in self.choices else None
@@ -81,13 +96,18 @@ class Rates(Option):
 
     @property
     def examples(self) -> tuple[str, ...]:
-        """None, the papers' example, one dilation for all."""
-        return "off", "2-6", "1-1"
+        """None, the paper's example, the widest range."""
+        return "off", "2-6", f"1-{self.most}"
 
     @property
     def wanted(self) -> str:
         """The range."""
         return f"off, or LOW-HIGH with whole numbers from 1 to {self.most}, such as 2-6"
+
+    @property
+    def is_optional(self) -> bool:
+        """Always."""
+        return True
 
     def read(self, text: str) -> tuple[int, ...] | None:
         """Return every dilation from LOW to HIGH, empty for ``off``."""

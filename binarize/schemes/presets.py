@@ -11,10 +11,10 @@ from binarize.errors import RecipeError, nearest
 from binarize.recipe import SchemeSpec
 from binarize.schemes.base import ActivationBasis, WeightBasis
 from binarize.schemes.encoding import EncodingActivation, EncodingWeight
-from binarize.schemes.options import Option, Whole
+from binarize.schemes.options import Option, Rates, Whole, Word
 from binarize.schemes.residual import ResidualWeight
 from binarize.schemes.sign import SignActivation, SignWeight
-from binarize.schemes.structures import Layerwise, Structure
+from binarize.schemes.structures import Groupwise, Layerwise, Structure
 
 __all__ = ["PRESETS", "Preset", "Scheme", "build_scheme"]
 
@@ -27,7 +27,7 @@ class Scheme:
     """What one layer becomes.
 
     Attributes:
-        spec: the string it was written as, with every option spelled out.
+        spec: the string it was written as, with the numbers that were left out.
         weight: how its weight becomes planes.
         activation: how its input becomes planes.
         structure: what is replaced as one.
@@ -41,7 +41,12 @@ class Scheme:
     @property
     def products(self) -> int:
         """Binary products per multiply-accumulate of the original layer."""
-        return self.weight.count * self.activation.count
+        return self.weight.count * self.activation.count * self.structure.executed
+
+    @property
+    def bits(self) -> int:
+        """Bits stored for each weight of the original layer."""
+        return self.weight.count * self.structure.stored
 
 
 @final
@@ -75,6 +80,17 @@ def _residual(options: Mapping[str, Any]) -> Parts:
     return ResidualWeight(options["m"]), activation, Layerwise()
 
 
+def _group_net(options: Mapping[str, Any]) -> Parts:
+    unit = options["unit"]
+    if unit == "layer":
+        return ResidualWeight(options["k"]), SignActivation(), Layerwise()
+    structure = Groupwise(
+        options["k"], unit, options["gates"], options["scales"], options["stored"], options["rates"],
+        options["strides"], options["shortcuts"] == "on",
+    )  # fmt: skip
+    return SignWeight(), SignActivation(), structure
+
+
 PRESETS: dict[str, Preset] = {
     "xnor-net": Preset(
         "one plane each: scaled sign of weights and of activations",
@@ -94,6 +110,21 @@ PRESETS: dict[str, Preset] = {
         {"m": Whole(2, 1, 8), "a": Whole(4, 1, 8)},
         _residual,
     ),
+    "group-net": Preset(
+        "k binary copies of each group (of each layer with unit=layer), added up with learnt scales",
+        "Zhuang et al., CVPR 2019, arXiv:1811.10413; IJCV 2022, arXiv:1909.09934",
+        {
+            "k": Whole(5, 1, 8),
+            "unit": Word(("group", "layer", "stage", "network")),
+            "gates": Word(("block", "branch", "off")),
+            "scales": Word(("learnt", "mean")),
+            "stored": Whole(0, 0, 16),
+            "rates": Rates(),
+            "strides": Word(("keep", "drop")),
+            "shortcuts": Word(("off", "on")),
+        },
+        _group_net,
+    ),
 }
 
 
@@ -112,7 +143,15 @@ def build_scheme(text: str) -> Scheme:
         )
     texts = {name: option.examples[0] for name, option in preset.options.items()} | dict(spec.options)
     values = {name: _read(text, preset, name, value) for name, value in texts.items()}
-    return Scheme(str(SchemeSpec(spec.name, texts)), *preset.build(values))
+    said = {name: value for name, value in texts.items() if not _goes_without_saying(preset.options[name], value)}
+    try:
+        return Scheme(str(SchemeSpec(spec.name, said)), *preset.build(values))
+    except ValueError as cause:
+        raise RecipeError(f"cannot use scheme {text!r}: {cause}") from None
+
+
+def _goes_without_saying(option: Option, value: str) -> bool:
+    return option.is_optional and value == option.examples[0]
 
 
 def _read(text: str, preset: Preset, name: str, value: str) -> Any:

@@ -18,7 +18,9 @@ def test_every_preset_builds_with_its_defaults_and_at_the_ends_of_every_option(n
     assert build_scheme(name).spec.startswith(name)
     for key, option in preset.options.items():
         for example in option.examples:
-            assert f"{key}={example}" in build_scheme(f"{name}:{key}={example}").spec
+            scheme = build_scheme(f"{name}:{key}={example}")
+            assert f"{key}={example}" in scheme.spec or (option.is_optional and example == option.examples[0])
+            assert build_scheme(scheme.spec) == scheme
     assert preset.summary
     assert preset.paper
 

@@ -1,0 +1,141 @@
+"""Branches against the equations of the paper, branch by branch in plain torch."""
+
+import copy
+
+import pytest
+import torch
+from torch import fx, nn
+
+from binarize.layers.branches import Branches, Gate, Router
+
+
+def body(seed, channels=6, outputs=6):
+    torch.manual_seed(seed)
+    layers = nn.Sequential(nn.Conv2d(channels, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
+    layers[1].running_mean.normal_()
+    return fx.symbolic_trace(layers).eval()
+
+
+def group(count, **options):
+    made = Branches([body(k) for k in range(count)], {"0": "conv"}, **options).eval()
+    if made.scale is not None:
+        made.scale.data.uniform_(0.5, 1.5)
+    return made
+
+
+@pytest.mark.parametrize("theta", [-3.0, 0.0, 2.5])
+def test_one_branch_of_scale_one_is_the_block_itself_whatever_the_gate(theta):
+    """papers.md part 6, item 7: with K = 1 the branch's own output is the aggregate, and the gate mixes equals."""
+    made = Branches([body(0)], {"0": "conv"}, gate=Gate())
+    made.gate.theta.data.fill_(theta)
+    x = torch.randn(2, 6, 5, 5)
+
+    # g x + (1 - g) x rounds twice; the convolution adds 54 products of weights below 0.14 and sizes below 5
+    torch.testing.assert_close(made.eval()(x, x), body(0)(x), rtol=0, atol=54 * 0.14 * 5 * 2.0**-22)
+
+
+def test_the_order_of_the_branches_does_not_matter():
+    """papers.md part 6, item 7."""
+    made = group(4, gate=Gate(4))
+    made.gate.theta.data.normal_()
+    x, own = torch.randn(2, 6, 5, 5), [torch.randn(2, 6, 5, 5) for _ in range(4)]
+    order = [2, 0, 3, 1]
+    turned = Branches([made.bodies[k] for k in order], {"0": "conv"}, gate=Gate(4)).eval()
+    turned.gate.theta.data = made.gate.theta.data[order]
+    turned.scale.data = made.scale.data[order]
+
+    # four float32 additions in another order: at most 3 roundings of a sum below 4 x 8
+    torch.testing.assert_close(turned(x, *[own[k] for k in order]), made(x, *own), rtol=0, atol=3 * 32 * 2.0**-24)
+
+
+@pytest.mark.parametrize("gates", [1, 3])
+def test_gates_sums_and_scales_are_those_of_the_equations(gates):
+    made = group(3, gate=Gate(gates), hands_on=True)
+    made.gate.theta.data.normal_()
+    x, own = torch.randn(2, 6, 5, 5), [torch.randn(2, 6, 5, 5) for _ in range(3)]
+    total, *values = made(x, *own)
+
+    for k in range(3):
+        g = made.gate.theta[k % gates].sigmoid()
+        assert torch.equal(values[k], made.bodies[k](g * own[k] + (1 - g) * x))
+    wanted = sum(made.scale[k] / 3 * values[k] for k in range(3))
+    torch.testing.assert_close(total, wanted, rtol=1e-5, atol=1e-5)  # three products and sums of size below 10
+
+
+def test_what_a_branch_hands_on_is_not_the_sum():
+    """papers.md part 6, item 7: in the published code the first branch's output becomes the sum, by aliasing."""
+    made = group(3, scaled=False, hands_on=True)
+    x = torch.randn(2, 6, 5, 5)
+    total, *values = made(x)
+
+    assert torch.equal(values[0], made.bodies[0](x))
+    assert total.data_ptr() not in [value.data_ptr() for value in values]
+    torch.testing.assert_close(total, torch.stack(values).mean(0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("images", [1, 7])
+@pytest.mark.parametrize("executed", [1, 2, 4])
+@pytest.mark.parametrize("hands_on", [False, True])
+def test_running_the_chosen_branches_only_equals_the_masked_dense_computation(images, executed, hands_on):
+    """papers.md part 6, item 9: image by image, in evaluation mode."""
+    torch.manual_seed(0)
+    made = group(4, gate=Gate(), router=Router(6, 4, executed), hands_on=hands_on)
+    sparse = copy.deepcopy(made)
+    sparse.sparse = True
+    ran = []
+    for k, inner in enumerate(sparse.bodies):
+        inner.register_forward_hook(lambda module, args, y, k=k: ran.append((k, len(y))))
+    x, own = torch.randn(images, 6, 5, 5) * 3, [torch.randn(images, 6, 5, 5) for _ in range(4)]
+    wanted, got = made(x, *own), sparse(x, *own)
+
+    for a, b in zip(wanted if hands_on else [wanted], got if hands_on else [got], strict=True):
+        # a convolution of fewer images may add its 54 products in another order
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=54 * 2.0**-22 * float(a.detach().abs().max()))
+    assert sum(count for _, count in ran) == executed * images
+    assert len(ran) == len({k for k, _ in ran})
+
+
+def test_a_branch_that_did_not_run_hands_on_the_aggregate():
+    torch.manual_seed(0)
+    made = group(3, router=Router(6, 3, 1), hands_on=True)
+    x = torch.randn(5, 6, 4, 4) * 5
+    total, *values = made(x)
+    chosen = made.router(x) > 0
+
+    for image in range(5):
+        for k in range(3):
+            assert torch.equal(values[k][image], total[image]) == (not chosen[image, k] or made.scale[k] == 1)
+
+
+def test_shares_of_the_chosen_branches_add_up_to_one_and_carry_gradients():
+    router = Router(8, 6, 2).eval()
+    shares = router(torch.randn(5, 8, 3, 3))
+
+    assert torch.equal((shares > 0).sum(1), torch.full((5,), 2))
+    torch.testing.assert_close(shares.sum(1), torch.ones(5))
+    (shares[:, 0].sum() + (shares**2).sum()).backward()
+    assert router.choose.weight.grad.abs().sum() > 0
+
+
+def test_training_adds_noise_and_measures_the_balance():
+    torch.manual_seed(0)
+    router = Router(8, 4, 2).train()
+    x = torch.randn(64, 8, 3, 3)
+    one, two = router(x) > 0, router(x) > 0
+
+    assert not torch.equal(one, two)
+    assert float(router.balance) == pytest.approx(1.0, abs=0.2)
+    router.choose.bias.data = torch.tensor([50.0, 50.0, 0.0, 0.0])
+    router(x)
+    assert float(router.balance) == pytest.approx(2.0, abs=0.05)  # two of four used: N * (1/2 * 1/2 + 1/2 * 1/2)
+    router.balance.backward()
+
+
+def test_routed_branches_keep_their_statistics_in_training():
+    made = group(3, router=Router(6, 3, 1)).train()
+    before = [inner[1].running_mean.clone() for inner in (list(b.children()) for b in made.bodies)]
+    made(torch.randn(4, 6, 5, 5))
+
+    for inner, mean in zip(made.bodies, before, strict=True):
+        assert torch.equal(list(inner.children())[1].running_mean, mean)
+    assert made.router.training
