@@ -124,10 +124,10 @@ def test_training_adds_noise_and_measures_the_balance():
     one, two = router(x) > 0, router(x) > 0
 
     assert not torch.equal(one, two)
-    assert float(router.balance) == pytest.approx(1.0, abs=0.2)
+    assert router.balance.item() == pytest.approx(1.0, abs=0.2)
     router.choose.bias.data = torch.tensor([50.0, 50.0, 0.0, 0.0])
     router(x)
-    assert float(router.balance) == pytest.approx(2.0, abs=0.05)  # two of four used: N * (1/2 * 1/2 + 1/2 * 1/2)
+    assert router.balance.item() == pytest.approx(2.0, abs=0.05)  # two of four used: N * (1/2 * 1/2 + 1/2 * 1/2)
     router.balance.backward()
 
 
