@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from binarize.artifact import load, save
     from binarize.benchmark import benchmark
     from binarize.convert import convert
+    from binarize.data import load_data
     from binarize.errors import BinarizeError
     from binarize.evaluate import evaluate
     from binarize.export.onnx import export_onnx
@@ -27,6 +28,7 @@ _HOMES = {
     "evaluate": "binarize.evaluate",
     "export_onnx": "binarize.export.onnx",
     "load": "binarize.artifact",
+    "load_data": "binarize.data",
     "open_model": "binarize.sources",
     "pack": "binarize.passes.pack",
     "save": "binarize.artifact",
@@ -42,6 +44,7 @@ __all__ = [
     "evaluate",
     "export_onnx",
     "load",
+    "load_data",
     "open_model",
     "pack",
     "save",

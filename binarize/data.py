@@ -241,7 +241,9 @@ def _npz(spec: DataSpec) -> tuple[Any, Any]:
     except DataError:
         raise
     except Exception as error:  # zipfile, zlib and numpy each raise their own
-        raise DataError(f"cannot use {title}: the file is no npz or is damaged ({error}); write it again") from error
+        why = "" if "pickle" in str(error) else f" ({error})"  # numpy advises to unpickle whatever is not its own
+        remedy = "write it with np.savez(FILE, images=..., labels=...)"
+        raise DataError(f"cannot use {title}: the file is no npz or is damaged{why}; {remedy}") from error
 
 
 def _torchvision(spec: DataSpec) -> tuple[Any, Any]:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import binarize
-from binarize.data import load_data
 
 EPOCHS = 6
 
@@ -23,7 +22,7 @@ def trained() -> nn.Module:
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1, stride=2), nn.BatchNorm2d(outputs), nn.ReLU()]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    data = load_data("digits:train", batch_size=64, shuffle=True)
+    data = binarize.load_data("digits:train", batch_size=64, shuffle=True)
     for _ in range(EPOCHS):
         for images, labels in data:
             optimiser.zero_grad()
@@ -34,9 +33,9 @@ def trained() -> nn.Module:
 
 def main(folder: Path) -> None:
     model = trained()
-    test = load_data("digits:test", batch_size=64)
+    test = binarize.load_data("digits:test", batch_size=64)
 
-    net = binarize.convert(model, scheme="encoding:w=3,a=3", data=load_data("digits:train", shuffle=True))
+    net = binarize.convert(model, scheme="encoding:w=3,a=3", data=binarize.load_data("digits:train", shuffle=True))
     print(binarize.summary(net))
 
     fast = binarize.pack(net)

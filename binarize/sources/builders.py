@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,8 +145,15 @@ def _call(factory: object, arch: str, options: dict[str, Any]) -> nn.Module:
     try:
         model = factory(**options)
     except Exception as error:
-        raise SourceError(f"cannot build {arch}: it raised {type(error).__name__}: {error}") from error
+        where = f"at {_place(error)}" if error.__traceback__ else ""
+        raise SourceError(f"cannot build {arch}: it raised {type(error).__name__}: {error} {where}".rstrip()) from error
     return _module(model, arch)
+
+
+def _place(error: Exception) -> str:
+    """Return file and line where ``error`` was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(last.filename).name}:{last.lineno}"
 
 
 def _module(model: object, arch: str) -> nn.Module:
@@ -177,7 +185,9 @@ def _import_file(path: Path, arch: str) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[spec.name]
-        raise SourceError(f"cannot load {str(path)!r} of {arch}: {type(error).__name__}: {error}") from error
+        said = f"{type(error).__name__}: {error}"
+        where = "" if isinstance(error, SyntaxError) else f" at {_place(error)}"  # a syntax error names its line itself
+        raise SourceError(f"cannot load {str(path)!r} of {arch}: {said}{where}") from error
     return module
 
 
