@@ -123,6 +123,19 @@ class Summary:
         """Return the layer table as text, one row per layer."""
         return [_row(layer) for layer in self.layers]
 
+    def groups(self) -> Mapping[str, Mapping[str, float]]:
+        """Return what reconstruction did to each group: ``before`` and ``after``, see `GroupFit`; empty without it."""
+        found: Mapping[str, Mapping[str, float]] = self.details.get("calibration", {}).get("groups", {})
+        return found
+
+    def group_columns(self) -> tuple[str, ...]:
+        """Return the headings of `group_rows`."""
+        return ("group", "error before", "error after")
+
+    def group_rows(self) -> list[tuple[str, ...]]:
+        """Return the table of reconstructed groups as text, one row per group."""
+        return [(name, f"{fit['before']:.4f}", f"{fit['after']:.4f}") for name, fit in self.groups().items()]
+
     def closing(self) -> list[str]:
         """Return the sentences under the table: sums, and what was left out."""
         totals = self.totals
@@ -135,13 +148,18 @@ class Summary:
             shape = "x".join(map(str, self.input_shape or ()))
             binary, floats = count(totals.binary_macs), count(totals.float_macs)
             lines.append(f"one {shape} image: {binary} binary products, {floats} float MACs")
+        if groups := self.groups():
+            better = sum(fit["after"] < fit["before"] for fit in groups.values())
+            lines.append(f"reconstruction brought {better} of {len(groups)} groups closer to the original")
         lines += [f"not traced: {path or 'the model'} ({reason})" for path, reason in self.uncaptured.items()]
         return lines
 
     def __str__(self) -> str:
         """Return the table and the sums as plain text."""
-        table = plain_table(self.columns(), self.rows(), left=(0, 1, 2, 7))
-        return "\n".join((table, "", *self.closing()))
+        lines = [plain_table(self.columns(), self.rows(), left=(0, 1, 2, 7)), ""]
+        if self.groups():
+            lines += [plain_table(self.group_columns(), self.group_rows()), ""]
+        return "\n".join((*lines, *self.closing()))
 
 
 def summary(
@@ -342,11 +360,21 @@ tr.kept td { background: #fafafa; }
 {% endfor %}
 </ul>
 {% endif %}
+{% if summary.groups() %}
+<h2>Reconstruction</h2>
+<table>
+<tr><th>group</th><th class="n">error before</th><th class="n">error after</th></tr>
+{% for name, before, after in summary.group_rows() %}
+<tr><td>{{ name }}</td><td class="n">{{ before }}</td><td class="n">{{ after }}</td></tr>
+{% endfor %}
+</table>
+<p>Squared difference to the original's output of that group, over its variance, on images that were not trained on.</p>
+{% endif %}
 <h2>Where it came from</h2>
 <dl>
 {% for name, values in summary.details.items() if values %}
 <dt>{{ name }}</dt>
-{% for key, value in values.items() %}
+{% for key, value in values.items() if key != "groups" %}
 <dd>{{ key }}: {{ value }}</dd>
 {% endfor %}
 {% endfor %}

@@ -5,10 +5,12 @@ import pytest
 import torch
 from models import Residual
 
+from binarize.calibration import reconstruct
 from binarize.convert import convert
 from binarize.cost import tensor_bytes
 from binarize.errors import ModelError, OutputError
 from binarize.passes.pack import pack
+from binarize.recipe import Recipe
 from binarize.record import record_of
 from binarize.report import plain_table, require_html, size, summary, write_html
 
@@ -101,6 +103,21 @@ def test_the_page_escapes_what_it_is_given(forms, tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "&lt;b&gt;net" in page
     assert "block1.conv1" in page
+
+
+def test_groups_show_their_error_before_and_after(forms, monkeypatch, tmp_path):
+    monkeypatch.setattr(reconstruct, "STEPS", 2)
+    recipe = Recipe(scheme="encoding:w=2,a=2", reconstruct=True)
+    net = convert(Residual().eval(), recipe=recipe, data=torch.randn(16, 3, 8, 8).split(8))
+    found = summary(net)
+
+    assert not summary(forms["training"]).groups()
+    assert list(found.groups()) == ["block1", "block2"]
+    assert found.group_rows()[0] == ("block1", *(f"{found.groups()['block1'][key]:.4f}" for key in ("before", "after")))
+    assert "of 2 groups closer" in str(found)
+    assert "error before" in str(found)
+    write_html(found, tmp_path / "page.html", title="net")
+    assert f'<td class="n">{found.group_rows()[1][1]}</td>' in (tmp_path / "page.html").read_text()
 
 
 def test_without_jinja2_the_error_says_what_to_install(monkeypatch):

@@ -169,7 +169,8 @@ def _finish(net: "nn.Module", title: str, target: Path, report: Path | None, tra
     totals = found.totals
     if as_json:
         counts = {"converted": totals.converted, "kept": totals.kept, "output": str(target), "bytes": written}
-        print_json({**counts, "fp32_bytes": totals.fp32_bytes, "scheme": found.recipe.scheme})
+        groups = {"groups": found.groups()} if found.groups() else {}
+        print_json({**counts, "fp32_bytes": totals.fp32_bytes, "scheme": found.recipe.scheme, **groups})
         return
     kept = [f"  kept {len(names)}: {reason}" for reason, names in found.reasons().items()]
     print_lines([*found.closing(), *kept, f"wrote {target} ({size(written)})"])

@@ -53,4 +53,6 @@ def inspect(
         print_json(found.to_dict())
         return
     print_table(subject.title, found.columns(), found.rows(), left=(0, 1, 2, 7))
+    if found.groups():
+        print_table("reconstruction", found.group_columns(), found.group_rows())
     print_lines(["", *found.closing()])

@@ -4,6 +4,7 @@ import torch
 from cli_desk import run, run_json
 
 from binarize.artifact import load
+from binarize.calibration import reconstruct
 from binarize.layers.binary import BinaryConv2d
 from binarize.layers.packed import PackedConv2d
 
@@ -36,6 +37,18 @@ def test_convert_follows_a_recipe_file_and_options_overrule_it(desk, tmp_path):
     )  # fmt: skip
 
     assert (found["converted"], found["kept"], found["scheme"]) == (1, 3, "xnor-net")
+
+
+def test_reconstruct_tells_the_error_of_each_group(desk, tmp_path, monkeypatch):
+    monkeypatch.setattr(reconstruct, "STEPS", 2)
+    words = ("convert", desk.checkpoint, "--arch", desk.factory, "--data", desk.data, "--scheme", "encoding:w=2,a=2")
+
+    found = run_json(*words, "-o", tmp_path / "out.safetensors", "--reconstruct")
+    shown = run("inspect", tmp_path / "out.safetensors").output
+
+    assert all(0 < fit["after"] <= fit["before"] for fit in found["groups"].values())
+    assert all(f"{fit['before']:.4f}" in shown for fit in found["groups"].values())
+    assert len(found["groups"]) > 0
 
 
 def test_convert_is_the_same_for_the_same_seed(desk, tmp_path):
