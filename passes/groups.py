@@ -21,7 +21,7 @@ from binarize.passes.capture import WEIGHTED
 from binarize.passes.graph import first_input, flowing, output_nodes
 from binarize.passes.operations import clamp_of, is_add, module_of
 
-__all__ = ["Group", "find_groups"]
+__all__ = ["Group", "find_groups", "is_pool"]
 
 
 @final
@@ -180,7 +180,7 @@ class _Finder:
         if chain.weighted <= self.largest:
             yield chain
             return
-        pieces = self._cut(chain.nodes, lambda node, count: count > 0 and _is_pool(self.gm, node))
+        pieces = self._cut(chain.nodes, lambda node, count: count > 0 and is_pool(self.gm, node))
         for piece in pieces:
             entry, last = first_input(piece[0]), len(self._cut(piece, self._is_full)) - 1
             for index, part in enumerate(self._cut(piece, self._is_full)):
@@ -280,7 +280,8 @@ def _is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
     return _operation(node) in _ACTIVATIONS
 
 
-def _is_pool(gm: fx.GraphModule, node: fx.Node) -> bool:
+def is_pool(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Return whether ``node`` pools, as a module, a function or a method."""
     module = module_of(gm, node)
     return "pool" in (_operation(node) if module is None else type(module).__name__.lower())
 
