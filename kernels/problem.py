@@ -19,7 +19,8 @@ _LIMIT = 2**31
 class Conv2dProblem:
     """Geometry of a packed convolution and how many planes each term of its operands has.
 
-    A term is an integer made of planes: ``weight_terms=(4,)`` is one odd integer in +-15, ``(1, 1, 1)`` three signs.
+    A term is an integer made of planes: ``weight_terms=(4,)`` is one odd integer in +-15, ``(1, 1, 1)`` three signs. A
+    weight term of 0 planes is the constant +1, so that its accumulator is the sum of the codes of a window.
     There is one integer accumulator per pair of terms, weight-major.
     """
 
@@ -49,9 +50,10 @@ class Conv2dProblem:
             return "a size is 2^31 or more"
         if self.channels % self.groups or self.out_channels % self.groups:
             return "groups must divide both channel counts"
-        for name, terms in (("weight", self.weight_terms), ("activation", self.activation_terms)):
-            if not terms or any(not 1 <= planes <= 8 for planes in terms):
-                return f"every {name} term needs 1 to 8 planes, and there must be one"
+        if not any(self.weight_terms) or any(not 0 <= planes <= 8 for planes in self.weight_terms):
+            return "every weight term needs 0 to 8 planes, and one of them at least 1"
+        if not self.activation_terms or any(not 1 <= planes <= 8 for planes in self.activation_terms):
+            return "every activation term needs 1 to 8 planes, and there must be one"
         return "its weight has 2^31 words or more" if math.prod(self.weight_shape) >= _LIMIT else None
 
     @functools.cached_property

@@ -48,7 +48,10 @@ def _odd_weights(weight: Tensor, problem: Conv2dProblem) -> list[Tensor]:
     ).double()
     places = [2.0 ** torch.arange(planes, dtype=torch.float64) for planes in problem.weight_terms]
     terms = signs.split(list(problem.weight_terms))
-    odd = [torch.einsum("m,mock->ock", place, term) for place, term in zip(places, terms, strict=True)]
+    odd = [
+        torch.einsum("m,mock->ock", place, term) if len(place) else torch.ones_like(signs[0])
+        for place, term in zip(places, terms, strict=True)
+    ]
     return [term.unflatten(-1, problem.kernel) for term in odd]
 
 

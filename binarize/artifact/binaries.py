@@ -179,7 +179,7 @@ def _check_packed(geometry: Geometry, activation: PackActivation) -> None:
     fits = (
         all(type(size) is int and 0 <= size < 2**31 for size in whole)
         and all(len(pair) == 2 for pair in pairs)
-        and min(*sizes, *geometry.dilation, *geometry.weight_terms, *geometry.activation_terms) > 0
+        and min(*sizes, *geometry.dilation, sum(geometry.weight_terms), *geometry.activation_terms) > 0
         and geometry.channels % geometry.groups == 0
         and geometry.out_channels % geometry.groups == 0
         and max(sum(geometry.weight_terms), sum(geometry.activation_terms)) <= 8

@@ -46,7 +46,7 @@ PackThresholds <groups> (x, thresholds) => (codes) {
 """
 
 # Row t of `powers` holds 2**i at the planes of term t and 0 elsewhere; sums of such products are whole numbers below
-# 256, and therefore exact in floating point.
+# 256, and therefore exact in floating point. A term without planes gets 0 from them, and the constant 1 after that.
 _UNPACK_WEIGHT = """
 UnpackWeight <weight_shape, weight_terms> (bits, scale) => (weight) {
   shape = Constant <value_ints: ints = @weight_shape> ()
@@ -89,7 +89,10 @@ UnpackWeight <weight_shape, weight_terms> (bits, scale) => (weight) {
   powers = Where (inside, power, zero)
   join_weights = Constant <value_ints: ints = [0, -1]> ()
   signs_flat = Reshape (signs, join_weights)
-  odd_flat = MatMul (powers, signs_flat)
+  odd_planes = MatMul (powers, signs_flat)
+  no_planes = Equal (terms_column, i0)
+  constant = Cast <to: int = 1> (no_planes)
+  odd_flat = Add (odd_planes, constant)
   scale_shape = Shape (scale)
   rest = Constant <value_ints: ints = [-1]> ()
   odd_shape = Concat <axis: int = 0> (scale_shape, rest)

@@ -77,6 +77,11 @@ class PackActivation(nn.Module):
         kept = None if levels.threshold is None else levels.threshold.detach().float().clone()
         self.register_buffer("thresholds", kept)
 
+    @property
+    def main(self) -> int:
+        """The term of the largest step: scales divided by it give the units of the weight."""
+        return max(range(len(self.step)), key=lambda term: abs(self.step[term]))
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(n, c, h, w)`` or ``(..., c)`` to int32 ``(n, h, w, groups, m, words)`` or ``(..., 1, m, words)``."""
         if not self.rows:
@@ -172,7 +177,7 @@ class PackedLayer(nn.Module, abc.ABC):
         """Take over odd integers ``(t, o, ...)``, scales ``(t, o)`` and bias ``(o,)``."""
         planes = []
         for term, count in enumerate(self.geometry.weight_terms):
-            code = (odd[term].flatten(1) + (2**count - 1)).div(2).to(torch.uint8)
+            code = (odd[term].flatten(1) + (2**count - 1)).div(2).to(torch.uint8)  # of no planes: nothing is stored
             planes += [format.pack_flags(code >> plane & 1 == 0) for plane in range(count)]
         self.bits = torch.stack(planes)
         self.scale, self.bias = scale.detach().float().contiguous(), bias.detach().float().contiguous()
@@ -193,7 +198,8 @@ class PackedLayer(nn.Module, abc.ABC):
         total, terms = 0, []
         for count in geometry.weight_terms:
             powers = 2 ** torch.arange(count, device=signs.device).reshape(-1, 1, 1)
-            terms.append((signs[total : total + count] * powers).sum(0))
+            term = (signs[total : total + count] * powers).sum(0)
+            terms.append(term if count else torch.ones_like(term))
             total += count
         shape = (geometry.out_channels, geometry.channels // geometry.groups, *geometry.kernel)
         return torch.stack(terms).reshape(-1, *shape)
@@ -240,8 +246,8 @@ class PackedLayer(nn.Module, abc.ABC):
     @final
     def _tap_sums(self) -> Tensor:
         """Sum of the weight's value per output and tap, ``(o, kh, kw)`` float64."""
-        pairs = len(self.geometry.activation_terms)
-        unit = self.scale[::pairs].double() / self.activation.step[0]
+        unit = self.scale[self.activation.main :: len(self.activation.step)].double()
+        unit = unit / self.activation.step[self.activation.main]
         return (unit.unsqueeze(2).unsqueeze(3) * self.odd().sum(2).double()).sum(0)
 
     def config(self) -> dict[str, Any]:

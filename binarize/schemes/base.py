@@ -74,7 +74,10 @@ class WeightBasis(abc.ABC):
     @property
     @abc.abstractmethod
     def terms(self) -> tuple[int, ...]:
-        """Planes of each term: within a term they are weighted by powers of two, each term has its own unit."""
+        """Planes of each term: within a term they are weighted by powers of two, each term has its own unit.
+
+        A term of 0 planes is the constant +1: its unit is an offset of all weights of an output.
+        """
 
     @abc.abstractmethod
     def fit(self, weight: Tensor) -> Tensor:
@@ -101,11 +104,15 @@ class WeightBasis(abc.ABC):
         shape = (-1, *[1] * (weight.dim() - 1))
         signs: list[Tensor] = []
         scales: list[Tensor] = []
+        offset = weight.new_zeros(())
         for term, bits in enumerate(self.terms):
+            if bits == 0:
+                offset = offset + unit[term].reshape(shape)
+                continue
             code = (odd[term] + (2**bits - 1)) / 2
             signs.append(2 * power_digits(code, bits).to(weight.dtype) - 1)
             scales.extend(unit[term].reshape(shape) * 2.0**i for i in range(bits))
-        return Planes(torch.cat(signs), torch.stack(scales), weight.new_zeros(()))
+        return Planes(torch.cat(signs), torch.stack(scales), offset)
 
 
 @dataclasses.dataclass(frozen=True)

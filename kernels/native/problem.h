@@ -15,7 +15,7 @@ struct Geometry {
   int groups, words, out_channels;
   int kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
   int weight_terms, activation_terms;  // how many terms each operand has
-  int weight_planes[kMaxPlanes];       // planes of each weight term
+  int weight_planes[kMaxPlanes];       // planes of each weight term; 0 for the constant +1
   int activation_planes[kMaxPlanes];   // digit planes of each activation term
   int total_weight_planes, total_activation_planes;
 };

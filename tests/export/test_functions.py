@@ -78,7 +78,7 @@ def geometries(draw, linear=False):
         pairs["padding"] = (0, 0)
     return Geometry(
         groups * draw(st.integers(1, 20)), groups * draw(st.integers(1, 6)), groups=groups, **pairs,
-        weight_terms=tuple(draw(st.lists(st.integers(1, 8), min_size=1, max_size=3))),
+        weight_terms=tuple(draw(st.lists(st.integers(0, 8), min_size=1, max_size=3).filter(any))),
         activation_terms=(draw(st.integers(1, 8)),),
     )  # fmt: skip
 
@@ -86,7 +86,10 @@ def geometries(draw, linear=False):
 def layer_of(geometry, low, step, kind=PackedConv2d):
     layer = kind(geometry, PackActivation(geometry.activation_terms, levels(low, step)), "by-hand")
     shape = (geometry.out_channels, geometry.channels // geometry.groups, *geometry.kernel)
-    odd = torch.stack([2 * torch.randint(0, 2**bits, shape) - (2**bits - 1) for bits in geometry.weight_terms])
+    odd = torch.stack([
+        2 * torch.randint(0, 2**bits, shape) - (2**bits - 1) if bits else torch.ones(shape, dtype=torch.int64)
+        for bits in geometry.weight_terms
+    ])  # fmt: skip
     layer.set_weight(odd, torch.randn(len(odd), shape[0]), torch.randn(shape[0]))
     layer.minimum, layer.maximum = -3.0, 40.0
     return layer
@@ -209,7 +212,7 @@ def test_thresholds_decide_per_tensor_or_per_channel_and_nan_is_above(columns, r
 
 @pytest.mark.parametrize("opset", [18, 21, 23])
 def test_onnx_reference_evaluator_runs_the_same_bodies(opset):
-    geometry = Geometry(6, 4, (3, 2), (2, 1), (1, 2), (1, 2), 2, (3, 1, 2), (5,))
+    geometry = Geometry(6, 4, (3, 2), (2, 1), (1, 2), (1, 2), 2, (3, 0, 2), (5,))
     layer = layer_of(geometry, -0.5, 0.25)
     codes = torch.randint(0, 32, (2, 6, 7, 8), dtype=torch.uint8)
     wanted, rounding = contract(layer, codes, convolution(geometry))

@@ -46,7 +46,8 @@ class Case:
         """The integers by their meaning alone: (n, h', w', terms, o)."""
         p = self.problem
         terms = self.signs.double().split(list(p.weight_terms))
-        odd = [sum(2**i * plane for i, plane in enumerate(term)) for term in terms]
+        one = torch.ones_like(self.signs[0]).double()
+        odd = [sum(2**i * plane for i, plane in enumerate(term)) if len(term) else one for term in terms]
         pairs = itertools.product(odd, self.codes)
         window = p.stride, p.padding, p.dilation, p.groups
         return torch.stack([F.conv2d(code.double(), w, None, *window) for w, code in pairs], 1).permute(0, 3, 4, 1, 2)
@@ -69,9 +70,9 @@ def cases(draw, single=False):
     def pair(low, high):
         return draw(st.integers(low, high)), draw(st.integers(low, high))
 
-    def terms():
+    def terms(least=1):
         most = 1 if single else 3
-        return tuple(draw(st.lists(st.integers(1, 8), min_size=1, max_size=most)))
+        return tuple(draw(st.lists(st.integers(least, 8), min_size=1, max_size=most).filter(any)))
 
     kernel, stride, dilation, padding = pair(1, 7), pair(1, 3), pair(1, 3), pair(0, 4)
     if draw(st.booleans()):  # square windows without holes are what networks have
@@ -83,7 +84,15 @@ def cases(draw, single=False):
         for k, d, p in zip(kernel, dilation, padding, strict=True)
     ]
     problem = Conv2dProblem(
-        channels * groups, outputs * groups, kernel, stride, padding, dilation, groups, terms(), terms()
+        channels * groups,
+        outputs * groups,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        groups,
+        terms(1 if single else 0),
+        terms(),
     )
     return make_case(problem, draw(st.integers(1, 3)), *sizes, draw(st.integers(0, 2**31 - 1)))
 
@@ -118,6 +127,21 @@ def test_accumulators_are_the_exact_convolutions_of_codes_with_odd_weights(level
 
     assert seen.dtype == torch.int32
     assert torch.equal(seen.double(), case.sums())
+
+
+@level_of
+@pytest.mark.parametrize("terms", [(0, 1), (1, 0, 0, 8), (0, 2)])
+def test_a_term_without_planes_sums_the_codes_of_the_window(level, terms):
+    """papers 1.4: the offset of a weight meets every activation plane in its window sum alone."""
+    case = make_case(Conv2dProblem(70, 40, (3, 2), (2, 1), (1, 3), (1, 2), 2, terms, (3, 1)), 2, 7, 6, seed=1)
+    with forced(level):
+        seen = ops.conv2d_integer(case.x, case.weight, *case.geometry).double()
+
+    ones = torch.ones(40, 35, 3, 2, dtype=torch.float64)
+    wanted = [F.conv2d(code.double(), ones, None, (2, 1), (1, 3), (1, 2), 2) for code in case.codes]
+    first = 2 * terms.index(0)
+    assert torch.equal(seen[..., first : first + 2, :], torch.stack(wanted, 1).permute(0, 3, 4, 1, 2))
+    assert torch.equal(seen, case.sums())
 
 
 @faster_of
@@ -264,7 +288,8 @@ def refused(changes):
         ({"padding": [0, 0], "kernel": [3, 3], "dilation": [9, 9]}, "too small"),
         ({"groups": 4}, "groups must divide"),
         ({"kernel": [0, 3]}, "sizes must be at least 1"),
-        ({"weight_terms": []}, "every weight term needs 1 to 8 planes"),
+        ({"weight_terms": []}, "every weight term needs 0 to 8 planes, and one of them at least 1"),
+        ({"weight_terms": [0]}, "every weight term needs 0 to 8 planes, and one of them at least 1"),
         ({"activation_terms": [9]}, "every activation term needs 1 to 8 planes"),
         ({"padding": [2**30, 2**30]}, "2\\^31 words or more"),
     ],

@@ -60,7 +60,10 @@ void run_tile(const Plan& plan, const Chunk& chunk, const Workspace& space, Bloc
   const CountTile<Level> count = counter_of<Level>(pixels);
   for (; tile.product < plan.product_count; ++tile.product) {
     const Product& product = plan.products[tile.product];
-    count({weight, plan.runs, product.passes, plan.run_count, product.pass_count}, places, counts);
+    if (product.pass_count == 0)
+      memset(counts, 0, static_cast<size_t>(pixels) * sizeof(counts[0]));
+    else
+      count({weight, plan.runs, product.passes, plan.run_count, product.pass_count}, places, counts);
     tile.windows = space.windows + (product.activation_term * g.groups + block.group) * chunk.pixels();
     tile.odd_sum = product.odd_sum;
     epilogue(tile, partial);

@@ -15,7 +15,7 @@ struct Product {
   const Pass* passes;
   int pass_count;
   int activation_term;
-  uint32_t odd_sum;  // 2^planes - 1: what the weight bits of one tap sum to when none is set
+  uint32_t odd_sum;  // the odd weight of a tap with no bit set: 2^planes - 1, or the constant 1 where there are none
 };
 
 struct Plan {
@@ -116,8 +116,10 @@ inline int fill_runs(const Plan& plan, Run* runs) {
 }
 
 // Passes of one product by falling i + j, i over the planes of the weight term and j over those of the activation's.
+// The constant +1 has no planes and takes none: its dot product is the popcount of the window.
 inline int fill_passes(const Plan& plan, int first_weight, int weights, int first_digit, int digits, Pass* passes) {
   int count = 0;
+  if (weights == 0) return count;
   for (int sum = weights + digits - 2; sum >= 0; --sum) {
     for (int i = 0; i < weights; ++i) {
       const int j = sum - i;
@@ -137,7 +139,8 @@ inline void fill_products(const Plan& plan, Product* products, Pass* passes) {
     for (int a = 0; a < g.activation_terms; ++a) {
       const int count =
           fill_passes(plan, first_weight, g.weight_planes[w], first_digit, g.activation_planes[a], passes);
-      *products++ = {passes, count, a, (1u << g.weight_planes[w]) - 1u};
+      const uint32_t odd_sum = g.weight_planes[w] == 0 ? 1u : (1u << g.weight_planes[w]) - 1u;
+      *products++ = {passes, count, a, odd_sum};
       passes += count;
       first_digit += g.activation_planes[a];
     }
