@@ -1,14 +1,15 @@
 """Calibration without labels: every binary layer fitted to what the teacher's layer gives on the same images."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from binarize.calibration.fit import Problem, fit_to_output, fit_to_weight
-from binarize.calibration.lockstep import Meeting, first_tensor, lockstep
+from binarize.calibration.lockstep import Meeting, Place, first_tensor, lockstep
+from binarize.calibration.places import layer_places
 from binarize.calibration.reconstruct import GroupFit, reconstruct
 from binarize.calibration.rows import Rows, draw, row_count, values
 from binarize.layers.binary import BinaryConv2d, BinaryLinear, binary_layers
@@ -118,14 +119,15 @@ def calibrate(
     net.eval()
     teacher.eval()
     batches = _split(inputs)
-    layers = dict(binary_layers(net))
+    layers, places = dict(binary_layers(net)), layer_places(net)
     progress = progress or (lambda stage, done, total: None)
     work = _Calibration(layers, settings, progress)
     with torch.no_grad():
-        calls, size = _probe(teacher, layers, batches[0])
+        calls, size = _probe(teacher, places, batches[0])
         batches = _affordable(batches, size)
-        work.record_repeated(teacher, batches, {name: count for name, count in calls.items() if count > 1})
-        lockstep(net, teacher, tuple(layers), batches, work.visit)
+        several = {name: place.source for name, place in places.items() if calls[place.source] > 1}
+        work.record_repeated(teacher, batches, several, calls)
+        lockstep(net, teacher, places, batches, work.visit)
     missed = {name: "not called on the calibration inputs" for name in layers if name not in work.fits}
     groups = reconstruct(net, teacher, batches, settings.seed, progress) if settings.reconstruct else {}
     return CalibrationRecord(_count(batches), settings.seed, work.fits, missed | work.skipped, groups)
@@ -144,7 +146,11 @@ class _Calibration:
         self.repeated: dict[str, list[Rows]] = {}
 
     def record_repeated(
-        self, teacher: nn.Module, batches: Sequence[tuple[Any, ...]], several: Mapping[str, int]
+        self,
+        teacher: nn.Module,
+        batches: Sequence[tuple[Any, ...]],
+        several: Mapping[str, str],
+        calls: Mapping[str, int],
     ) -> None:
         """Draw rows of the layers that one forward calls several times, over all their calls in the teacher.
 
@@ -157,7 +163,7 @@ class _Calibration:
 
         def hook_for(name: str) -> Any:
             layer = self.layers[name]
-            count = -(-row_count(*_sizes(layer)) // (several[name] * len(batches)))
+            count = -(-row_count(*_sizes(layer)) // (calls[several[name]] * len(batches)))
 
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
                 rows = draw(layer, first_tensor(args, kwargs), output, count, generator)
@@ -166,7 +172,8 @@ class _Calibration:
             return hook
 
         handles = [
-            teacher.get_submodule(name).register_forward_hook(hook_for(name), with_kwargs=True) for name in several
+            teacher.get_submodule(source).register_forward_hook(hook_for(name), with_kwargs=True)
+            for name, source in several.items()
         ]
         try:
             for batch in batches:
@@ -256,19 +263,20 @@ def _sizes(layer: BinaryConv2d | BinaryLinear) -> tuple[int, int]:
     return layer.weight[0].numel(), len(layer.weight)
 
 
-def _probe(teacher: nn.Module, names: Iterable[str], batch: tuple[Any, ...]) -> tuple[dict[str, int], int]:
+def _probe(teacher: nn.Module, places: Mapping[str, Place], batch: tuple[Any, ...]) -> tuple[dict[str, int], int]:
     """Run one image (one batch where it cannot be cut): how often each layer is called, and the bytes it keeps alive.
 
-    Between layers live the input of both networks and the teacher's output, and about half as much in branches.
+    Between layers live the input of both networks and the teacher's output, and about half as much in branches of the
+    graph. While the copies of a group are fitted, the teacher's outputs of all its layers live.
     """
-    calls, largest = dict.fromkeys(names, 0), 1
+    calls, sizes = dict.fromkeys((place.source for place in places.values()), 0), dict[str, int]()
+    outputs: dict[str, int] = {}
 
     def hook_for(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
-            nonlocal largest
             calls[name] += 1
             size = 2 * first_tensor(args, kwargs).nbytes + output.nbytes
-            largest = max(largest, size + size // 2)
+            sizes[name], outputs[name] = max(sizes.get(name, 0), size + size // 2), output.nbytes
 
         return hook
 
@@ -278,7 +286,12 @@ def _probe(teacher: nn.Module, names: Iterable[str], batch: tuple[Any, ...]) -> 
     finally:
         for handle in handles:
             handle.remove()
-    return calls, largest
+    kept: dict[str, dict[str, int]] = {}
+    for place in places.values():
+        if place.home is not None:
+            kept.setdefault(place.home, {})[place.source] = outputs.get(place.source, 0)
+    most = max((sum(group.values()) for group in kept.values()), default=0)
+    return calls, max(sizes.values(), default=1) + 2 * most
 
 
 def _affordable(batches: Sequence[tuple[Any, ...]], each: int) -> list[tuple[Any, ...]]:

@@ -17,11 +17,12 @@ from binarize.errors import ModelError, NothingConvertedError, RecipeError, near
 from binarize.layers.binary import BinaryLayer
 from binarize.layers.packed import PackedLayer
 from binarize.passes.capture import Captured, capture
+from binarize.passes.decompose_groups import DecomposeGroups
 from binarize.passes.decompose_layers import DecomposeLayers, decompose
-from binarize.passes.graph import put
+from binarize.passes.graph import join, put
 from binarize.passes.select import Rules, Site, sites, why_not
 from binarize.recipe import FULL_PRECISION, Recipe
-from binarize.record import LayerRecord, Record, attach_record
+from binarize.record import GroupRecord, LayerRecord, Record, attach_record
 from binarize.schemes.presets import Scheme, build_scheme
 from binarize.sources import require_finite
 
@@ -87,7 +88,10 @@ def convert(
     planned = _plan(captured, recipe, default)
     if not planned.schemes:
         raise NothingConvertedError({layer.name: str(layer.reason) for layer in planned.layers})
-    _decompose(captured, planned.schemes)
+    groups, home = _decompose(captured, planned.schemes)
+    planned = dataclasses.replace(
+        planned, layers=tuple(dataclasses.replace(layer, group=home.get(layer.name)) for layer in planned.layers)
+    )
     net = captured.root
     torch.manual_seed(recipe.seed)
     settings = CalibrationSettings(reconstruct=recipe.reconstruct, seed=recipe.seed)
@@ -96,7 +100,8 @@ def convert(
     except (RuntimeError, TypeError, ValueError) as cause:
         _blame_inputs(teacher, inputs, cause)
         raise
-    attach_record(net, _record(captured, planned, recipe, inputs, dict(source or {}), found.to_dict()))
+    record = _record(captured, planned, recipe, inputs, dict(source or {}), found.to_dict())
+    attach_record(net, dataclasses.replace(record, groups=groups))
     return net.eval()
 
 
@@ -166,15 +171,29 @@ def _scheme_of(site: Site, recipe: Recipe, default: Scheme) -> Scheme:
     return default
 
 
-def _decompose(captured: Captured, schemes: Mapping[str, Scheme]) -> None:
-    """Swap the planned layers: graph by graph, then the loose ones that untraceable code calls."""
+def _decompose(captured: Captured, schemes: Mapping[str, Scheme]) -> tuple[tuple[GroupRecord, ...], dict[str, str]]:
+    """Swap the planned layers: groups first, then layers graph by graph, then those that untraceable code calls.
+
+    Returns:
+        What became of each group with a group-wise scheme, and the group of each layer that became part of branches.
+    """
     placed: set[str] = set()
+    groups: list[GroupRecord] = []
+    home: dict[str, str] = {}
     for path, gm in captured.graphs.items():
         prefix = f"{path}." if path else ""
         inside = {name[len(prefix) :]: made for name, made in schemes.items() if name.startswith(prefix)}
-        placed.update(prefix + name for name in DecomposeLayers(inside)(gm).changed)
-    for name in schemes.keys() - placed:
+        step = DecomposeGroups(inside)
+        result = step(gm)
+        for made in step.made:
+            groups.append(GroupRecord(prefix + made.name, made.kind, join(path, made.branches), made.gate))
+            home |= dict.fromkeys((join(path, layer) for layer in made.layers), prefix + made.name)
+        groups += [GroupRecord(prefix + name, "", reason=why) for name, why in result.skipped.items()]
+        alone = {name: made for name, made in inside.items() if join(path, name) not in home}
+        placed.update(prefix + name for name in DecomposeLayers(alone)(gm).changed)
+    for name in schemes.keys() - placed - home.keys():
         put(captured.root, name, decompose(captured.root.get_submodule(name), schemes[name]))
+    return tuple(groups), home
 
 
 def _blame_inputs(teacher: nn.Module, inputs: Sequence[tuple[Any, ...]], cause: Exception) -> None:

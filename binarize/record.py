@@ -9,7 +9,7 @@ from torch import fx, nn
 from binarize.errors import ModelError
 from binarize.recipe import Recipe
 
-__all__ = ["LayerRecord", "Record", "attach_record", "record_of"]
+__all__ = ["GroupRecord", "LayerRecord", "Record", "attach_record", "record_of"]
 
 KEY = "_binarize_record"
 
@@ -25,12 +25,34 @@ class LayerRecord:
         weights: number of weights.
         scheme: scheme string it was converted with, or None.
         reason: why it stayed in full precision, or None.
+        group: name of the group that it is copied with into branches, or None where it was replaced on its own.
     """
 
     name: str
     kind: str
     weights: int
     scheme: str | None = None
+    reason: str | None = None
+    group: str | None = None
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class GroupRecord:
+    """One group of the graph that was to become branches.
+
+    Attributes:
+        name: what its layers' paths have in common.
+        kind: how its paths meet ("residual", "concat", "gate", "branches", "chain"), or "stage" or "network".
+        path: module path of its branches, or None where its layers were replaced one by one.
+        gate: why its branches read the aggregate alone, or "gated".
+        reason: why it did not become branches, or None.
+    """
+
+    name: str
+    kind: str
+    path: str | None = None
+    gate: str | None = None
     reason: str | None = None
 
 
@@ -42,6 +64,7 @@ class Record:
     Attributes:
         recipe: what was asked for.
         layers: every weighted layer, in the model's order.
+        groups: every group that was to become branches, in the model's order.
         parts: module paths that were captured as graphs; the empty path is the whole model.
         uncaptured: reason for each module that could not be captured as a graph.
         input_shape: ``(c, h, w)`` that the network was calibrated on, or None.
@@ -52,6 +75,7 @@ class Record:
 
     recipe: Recipe
     layers: tuple[LayerRecord, ...]
+    groups: tuple[GroupRecord, ...] = ()
     parts: tuple[str, ...] = ("",)
     uncaptured: Mapping[str, str] = dataclasses.field(default_factory=dict)
     input_shape: tuple[int, ...] | None = None
@@ -81,6 +105,7 @@ class Record:
         given = dict(values)
         given["recipe"] = Recipe.from_dict(given["recipe"])
         given["layers"] = tuple(LayerRecord(**layer) for layer in given["layers"])
+        given["groups"] = tuple(GroupRecord(**group) for group in given.get("groups", ()))
         given["parts"] = tuple(given["parts"])
         shape = given["input_shape"]
         given["input_shape"] = None if shape is None else tuple(shape)

@@ -1,5 +1,7 @@
 """Dilations of their own for the branches of a group (BPAC), and groups that lose their strides."""
 
+import copy
+
 from torch import fx, nn
 
 from binarize.passes.graph import module_of, put
@@ -62,11 +64,11 @@ def _is_odd(pool: nn.MaxPool2d | nn.AvgPool2d) -> bool:
 
 def _changed(conv: nn.Conv2d, rate: int | None, drop: bool) -> nn.Conv2d:
     """Return the convolution with another dilation, or without its stride; same weights."""
-    dilation = conv.dilation if rate is None else (rate, rate)
-    padding = conv.padding if rate is None else tuple(rate * (kernel - 1) // 2 for kernel in conv.kernel_size)
-    made = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, (1, 1) if drop else conv.stride, padding, dilation,
-        conv.groups, conv.bias is not None, conv.padding_mode, device=conv.weight.device, dtype=conv.weight.dtype,
-    )  # fmt: skip
-    made.load_state_dict(conv.state_dict())
-    return made.train(conv.training)
+    made = copy.deepcopy(conv)
+    if rate is not None:
+        height, width = conv.kernel_size
+        made.dilation, made.padding = (rate, rate), (rate * (height - 1) // 2, rate * (width - 1) // 2)
+        made._reversed_padding_repeated_twice = [made.padding[1]] * 2 + [made.padding[0]] * 2
+    if drop:
+        made.stride = (1, 1)
+    return made

@@ -8,7 +8,7 @@ one forward pass of each network is run, and only the tensors that are alive at 
 
 import dataclasses
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -16,7 +16,21 @@ from torch import Tensor, nn
 
 from binarize.errors import ModelError
 
-__all__ = ["Meeting", "first_tensor", "lockstep"]
+__all__ = ["Meeting", "Place", "first_tensor", "lockstep"]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a layer of the network under calibration comes from.
+
+    Attributes:
+        source: module path of the teacher's layer.
+        home: module path of the branches that the layer is in, or None.
+    """
+
+    source: str
+    home: str | None = None
 
 
 @final
@@ -52,6 +66,7 @@ class _Pass:
 
     def __init__(self, net: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.stop: _Stop | None = None
+        self.seen: set[str] = set()
         self._turn, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
         self._cancelled = False
@@ -98,10 +113,19 @@ class _Pass:
 
 @final
 class _Lane:
-    """One batch: a pass of the network and one of the teacher."""
+    """One batch: a pass of the network and one of the teacher, which waits for its layer to be asked for.
 
-    def __init__(self, net: nn.Module, teacher: nn.Module, inputs: tuple[Any, ...]) -> None:
+    Branches repeat the layers of one group, which the teacher runs once: what it gave there is kept until the network
+    leaves the group.
+    """
+
+    def __init__(
+        self, net: nn.Module, teacher: nn.Module, inputs: tuple[Any, ...], places: Mapping[str, Place]
+    ) -> None:
         self.network, self.teacher = _Pass(net, inputs), _Pass(teacher, inputs)
+        self.places = places
+        self.kept: dict[str, Tensor] = {}
+        self.home: str | None = None
 
     @property
     def name(self) -> str | None:
@@ -109,21 +133,30 @@ class _Lane:
         return None if self.network.stop is None else self.network.stop.name
 
     def advance(self) -> None:
-        """Run both passes to their next layer, which must be the same one."""
-        self.teacher.advance()
+        """Run the network to its next layer, and the teacher to the same one."""
         self.network.advance()
-        wanted = None if self.teacher.stop is None else self.teacher.stop.name
-        if wanted != self.name:
-            raise ModelError(
-                f"cannot calibrate: the network calls {self.name!r} where the original calls {wanted!r}; "
-                "their layers must run in the same order"
-            )
+        name = self.name
+        if name is None:
+            return
+        place = self.places[name]
+        if place.home is None or place.home != self.home:
+            self.kept.clear()
+        self.home = place.home
+        while place.source not in self.kept:
+            self.teacher.advance()
+            stop = self.teacher.stop
+            if stop is None or (place.home is None and stop.name != place.source):
+                seen = None if stop is None else stop.name
+                raise ModelError(
+                    f"cannot calibrate: the network calls {name!r} where the original calls {seen!r}; "
+                    "their layers must run in the same order"
+                )
+            self.kept[stop.name] = stop.tensor
 
     def meeting(self) -> Meeting:
         """Return the tensors at the present layer."""
         assert self.network.stop is not None
-        assert self.teacher.stop is not None
-        return Meeting(self.network.stop.tensor, self.teacher.stop.tensor)
+        return Meeting(self.network.stop.tensor, self.kept[self.places[self.network.stop.name].source])
 
     def close(self) -> None:
         """Unwind both passes."""
@@ -134,7 +167,7 @@ class _Lane:
 def lockstep(
     net: nn.Module,
     teacher: nn.Module,
-    names: Collection[str],
+    places: Mapping[str, Place],
     batches: Sequence[tuple[Any, ...]],
     visit: Callable[[str, Sequence[Meeting]], None],
 ) -> None:
@@ -142,8 +175,9 @@ def lockstep(
 
     Args:
         net: the network under calibration; ``visit`` may change the layer it is called for.
-        teacher: the original, with the same module paths.
-        names: module paths of the layers to stop at. A layer that is called again is not stopped at again.
+        teacher: the original.
+        places: module paths of the layers to stop at, and where each comes from. A layer that is called again is not
+            stopped at again.
         batches: argument tuples of ``forward``.
         visit: given the layer's name and its meetings, one for each batch that stands there.
 
@@ -151,9 +185,11 @@ def lockstep(
         ModelError: the two networks call their layers in different orders.
     """
     done: set[str] = set()
-    handles = [_stop_before(net.get_submodule(name), name, done) for name in names]
-    handles += [_stop_after(teacher.get_submodule(name), name, done) for name in names]
-    lanes = [_Lane(net, teacher, inputs) for inputs in batches]
+    finished: set[str] = set()  # layers of the teacher; one that branches copy may be needed once more
+    handles = [_stop_before(net.get_submodule(name), name, done) for name in places]
+    sources = dict.fromkeys(place.source for place in places.values())
+    handles += [_stop_after(teacher.get_submodule(source), source, finished) for source in sources]
+    lanes = [_Lane(net, teacher, inputs, places) for inputs in batches]
     try:
         for lane in lanes:
             lane.advance()
@@ -161,6 +197,8 @@ def lockstep(
             here = [lane for lane in lanes if lane.name == name]
             visit(name, [lane.meeting() for lane in here])
             done.add(name)
+            if places[name].home is None:
+                finished.add(places[name].source)
             for lane in here:
                 lane.advance()
     finally:
@@ -184,9 +222,11 @@ def _stop_before(module: nn.Module, name: str, done: set[str]) -> Any:
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _stop_after(module: nn.Module, name: str, done: set[str]) -> Any:
+def _stop_after(module: nn.Module, name: str, finished: set[str]) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if name not in done:
-            _Pass.current.value.suspend(_Stop(name, output))
+        current: _Pass = _Pass.current.value
+        if name not in current.seen and name not in finished:
+            current.seen.add(name)
+            current.suspend(_Stop(name, output))
 
     return module.register_forward_hook(hook)

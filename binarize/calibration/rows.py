@@ -66,12 +66,14 @@ def draw(layer: BinaryConv2d | BinaryLinear, x: Tensor, y: Tensor, count: int, g
     Args:
         layer: tells the geometry.
         x: the layer's input, ``(n, c, h, w)`` or ``(..., c)``.
-        y: the wanted output, ``(n, o, h', w')`` or ``(..., o)``; where it has another n, the layer's own output in
+        y: the wanted output, ``(n, o, h', w')`` or ``(..., o)``; where it has another shape, the layer's own output in
             full precision takes its place.
         count: rows wanted.
         generator: source of the places.
     """
-    if x.shape[0] != y.shape[0]:  # a detector proposed other regions than its teacher: there is no teacher's output
+    own = original_output(layer, x[:1])
+    if x.shape[0] != y.shape[0] or own.shape[1:] != y.shape[1:]:
+        # A detector proposed other regions than its teacher, or a branch lost a stride: there is no teacher's output.
         y = original_output(layer, x)
     if isinstance(layer, BinaryLinear):
         return _draw_linear(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), count, generator)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from binarize.calibration.lockstep import lockstep
+from binarize.calibration.lockstep import Place, lockstep
 from binarize.errors import ModelError
 
 
@@ -25,7 +25,7 @@ class Twice(nn.Module):
 
 
 def run(net, teacher, batches, visit=lambda name, meetings: None):
-    lockstep(net, teacher, ("a", "b", "late"), [(x,) for x in batches], visit)
+    lockstep(net, teacher, {name: Place(name) for name in ("a", "b", "late")}, [(x,) for x in batches], visit)
 
 
 def hooks(net):
