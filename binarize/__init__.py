@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from binarize.errors import BinarizeError
     from binarize.evaluate import evaluate
     from binarize.export.onnx import export_onnx
+    from binarize.finetune import Losses, Settings, finetune
     from binarize.passes.pack import pack
     from binarize.recipe import Recipe
     from binarize.report import summary
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BinarizeError": "binarize.errors",
+    "Losses": "binarize.finetune",
     "Recipe": "binarize.recipe",
+    "Settings": "binarize.finetune",
     "benchmark": "binarize.benchmark",
     "convert": "binarize.convert",
     "evaluate": "binarize.evaluate",
     "export_onnx": "binarize.export.onnx",
+    "finetune": "binarize.finetune",
     "load": "binarize.artifact",
     "load_data": "binarize.data",
     "open_model": "binarize.sources",
@@ -37,12 +41,15 @@ _HOMES = {
 
 __all__ = [
     "BinarizeError",
+    "Losses",
     "Recipe",
+    "Settings",
     "__version__",
     "benchmark",
     "convert",
     "evaluate",
     "export_onnx",
+    "finetune",
     "load",
     "load_data",
     "open_model",

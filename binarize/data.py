@@ -1,5 +1,6 @@
 """Data specs such as ``npz:FILE`` become batches of normalised images, with labels where there are some."""
 
+import copy
 import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,8 @@ KINDS = ("imagefolder", "npz", "torchvision", "digits")
 SETS = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "SVHN")
 IMAGE_KEYS = ("images", "image", "pixel_values", "inputs", "input", "x")
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Changes a batch ``(n, c, h, w)`` at random."""
 FORMS = "imagefolder:DIR, npz:FILE, torchvision:CIFAR10:DIR or digits"
 
 
@@ -81,6 +84,9 @@ class Images:
     """Batches of images, as often as one iterates: pairs of float32 ``(n, c, h, w)`` and int64 ``(n,)`` or None.
 
     With ``shuffle`` each pass has its own order, the same from run to run for the same seed.
+
+    Attributes:
+        augment: changes each batch at random, or None; see `binarize.augment`.
     """
 
     def __init__(
@@ -91,27 +97,47 @@ class Images:
         batch_size: int,
         shuffle: bool = False,
         seed: int = 0,
+        augment: Augment | None = None,
     ) -> None:
         self.labels = None if labels is None else labels[torch.tensor(order)]
         self.shape: tuple[int, ...] = tuple(fetch(order[:1]).shape[1:])
-        self.batch_size = batch_size
-        self._fetch, self._order, self._shuffle = fetch, torch.tensor(order), shuffle
-        self._generator = torch.Generator().manual_seed(seed)
+        self.batch_size, self.augment = batch_size, augment
+        self._fetch, self._order, self._shuffle, self._seed = fetch, torch.tensor(order), shuffle, seed
+        self._epoch, self._index, self._count = 0, 0, 1
 
     @property
     def samples(self) -> int:
         """How many images one pass yields."""
         return len(self._order)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass be number ``epoch``: its order and its changes follow from that and the seed alone."""
+        self._epoch = epoch
+
+    def share(self, index: int, count: int) -> "Images":
+        """Return the part of process ``index`` of ``count``: every count-th batch of the same order.
+
+        Where batches do not come out even, the first images are seen once more, so that all parts are equally long.
+        """
+        part = copy.copy(self)
+        part._index, part._count = index, count
+        return part
+
     def __len__(self) -> int:
-        return math.ceil(self.samples / self.batch_size)
+        return math.ceil(self.samples / (self.batch_size * self._count))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        generator = torch.Generator().manual_seed((self._seed << 24) + self._epoch)
+        self._epoch += 1
         places = torch.arange(self.samples)
         if self._shuffle:
-            places = torch.randperm(self.samples, generator=self._generator)
-        for chunk in places.split(self.batch_size):
+            places = torch.randperm(self.samples, generator=generator)
+        if self._count > 1:
+            even = len(self) * self.batch_size * self._count
+            places = places.repeat(math.ceil(even / self.samples))[:even]
+        for chunk in places.split(self.batch_size)[self._index :: self._count]:
             images = self._fetch(self._order[chunk].tolist())
+            images = images if self.augment is None else self.augment(images, generator)
             yield images, None if self.labels is None else self.labels[chunk]
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "OutputError",
     "RecipeError",
     "SourceError",
+    "TrainingError",
     "nearest",
 ]
 
@@ -89,6 +90,11 @@ class OutputError(BinarizeError):
 @final
 class ExportError(BinarizeError):
     """A network could not be exported."""
+
+
+@final
+class TrainingError(BinarizeError):
+    """Fine-tuning could not start or go on; the network holds the last values that were good."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

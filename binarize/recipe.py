@@ -13,7 +13,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["FULL_PRECISION", "Recipe", "SchemeSpec"]
+__all__ = ["FULL_PRECISION", "Recipe", "SchemeSpec", "StageSpec"]
 
 FULL_PRECISION = "fp"
 """What a layer pattern maps to when the layer is to stay as it is."""
@@ -56,6 +56,50 @@ class SchemeSpec:
         return f"{self.name}:{options}" if options else self.name
 
 
+STAGES = ("tanh", "activations", "bits", "binary")
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class StageSpec:
+    """One stage of fine-tuning: ``name`` or ``name:key=value,key=value``.
+
+    Attributes:
+        name: ``tanh``: float weights, tanh in place of sign; ``activations``: binary activations, float weights;
+            ``bits``: encodings of more bits than the scheme says; ``binary``: everything as the scheme says.
+        epochs: passes over the data; 0 for as many as fine-tuning is asked for.
+        w: for ``bits``: at least so many per weight.
+        a: for ``bits``: at least so many per activation.
+    """
+
+    name: str
+    epochs: int = 0
+    w: int = 0
+    a: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "StageSpec":
+        """Take a stage apart.
+
+        Raises:
+            RecipeError: there is no such stage, or an option is not one of its whole numbers.
+        """
+        spec = SchemeSpec.parse(text)
+        if spec.name not in STAGES:
+            known = ", ".join(STAGES)
+            raise RecipeError(f"cannot read stage {text!r}{nearest(spec.name, STAGES)}; the stages are {known}")
+        options = ("epochs", "w", "a") if spec.name == "bits" else ("epochs",)
+        for key, value in spec.options.items():
+            if key not in options:
+                raise RecipeError(f"cannot read stage {text!r}: unknown option {key!r}{nearest(key, options)}")
+            if not value.isdecimal() or int(value) < 1 or (key != "epochs" and int(value) > 8):
+                wanted = "1 or more" if key == "epochs" else "from 1 to 8"
+                raise RecipeError(f"cannot read stage {text!r}: {key} is {value!r}; it must be {wanted}")
+        if spec.name == "bits" and not {"w", "a"} & set(spec.options):
+            raise RecipeError(f"cannot read stage {text!r}: it names no width; write bits:w=8,a=8")
+        return cls(spec.name, **{key: int(value) for key, value in spec.options.items()})
+
+
 @final
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -72,6 +116,7 @@ class Recipe:
         smallest: layers with fewer weights than this are kept.
         samples: calibration images, at most.
         reconstruct: follow calibration by block reconstruction against the teacher.
+        stages: what fine-tuning trains, one after the other, as `StageSpec` reads it; empty for everything at once.
         seed: of every random choice.
     """
 
@@ -85,7 +130,12 @@ class Recipe:
     smallest: int = 512
     samples: int = 256
     reconstruct: bool = False
+    stages: tuple[str, ...] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            StageSpec.parse(stage)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as TOML and JSON hold them."""

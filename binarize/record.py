@@ -70,6 +70,7 @@ class Record:
         input_shape: ``(c, h, w)`` that the network was calibrated on, or None.
         source: name, origin, architecture and sha256 of the model, library versions.
         calibration: what was fitted on how many samples, with the errors found.
+        training: stages, settings and epochs of the last fine-tuning.
         metrics: accuracies measured so far.
     """
 
@@ -81,6 +82,7 @@ class Record:
     input_shape: tuple[int, ...] | None = None
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

@@ -90,7 +90,7 @@ class Summary:
         layers: every weighted layer, in the model's order.
         totals: the sums.
         uncaptured: reason for each module that could not be captured as a graph.
-        details: source, calibration and metrics, as the record keeps them.
+        details: source, calibration, training and metrics, as the record keeps them.
     """
 
     form: str
@@ -202,8 +202,13 @@ def _summary(net: nn.Module, record: Record, form: str, shape: tuple[int, ...] |
         layers=layers,
         totals=_totals(layers, tensor_bytes(net), packed=form != "original"),
         uncaptured=record.uncaptured,
-        details={"source": record.source, "calibration": record.calibration, "metrics": record.metrics},
+        details=_details(record),
     )
+
+
+def _details(record: Record) -> dict[str, Any]:
+    names = ("source", "calibration", "training", "metrics")
+    return {name: getattr(record, name) for name in names}
 
 
 def _layer(layer: LayerRecord, module: nn.Module | None, macs: Mapping[str, int] | None) -> LayerSummary:

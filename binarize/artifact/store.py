@@ -93,7 +93,7 @@ def load(
 
 def _record(values: Any) -> Record:
     record = Record.from_dict(values)
-    for name in ("uncaptured", "source", "calibration", "metrics"):
+    for name in ("uncaptured", "source", "calibration", "training", "metrics"):
         if not isinstance(getattr(record, name), Mapping):
             raise ArtifactError(f"its record's {name} is no table")
     return record

@@ -1,0 +1,170 @@
+"""`finetune`: trains what `convert` returned, against the original as teacher or on labels."""
+
+import copy
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from binarize.errors import TrainingError
+from binarize.evaluate import evaluate
+from binarize.layers.binary import binary_layers
+from binarize.layers.packed import PackedLayer
+from binarize.passes.capture import capture
+from binarize.record import attach_record, record_of
+from binarize.training.batches import Batches, placed
+from binarize.training.blocks import shared_taps
+from binarize.training.checkpoints import Checkpoints
+from binarize.training.history import History, Step
+from binarize.training.objectives import ClassifierObjective, LossFunction, Objective, OwnObjective
+from binarize.training.processes import Processes, find_processes
+from binarize.training.run import Run
+from binarize.training.settings import Losses, Settings
+
+__all__ = ["History", "Losses", "Settings", "Step", "finetune"]
+
+Validation = Iterable[Any] | Callable[[nn.Module], Mapping[str, float]]
+"""Labelled batches for a classifier, or a function of the network that returns figures by name."""
+
+EVERYTHING = ("binary",)
+
+
+def finetune(
+    net: nn.Module,
+    train: Iterable[Any],
+    *,
+    teacher: nn.Module | None = None,
+    val: Validation | None = None,
+    settings: Settings | None = None,
+    epochs: int | None = None,
+    stages: tuple[str, ...] | None = None,
+    loss_fn: LossFunction | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Callable[[Step], None] | None = None,
+) -> History:
+    """Train a converted network in place; it is in evaluation mode afterwards, ready for `pack`.
+
+    SIGINT or SIGTERM end the run after the current step, with a checkpoint where there is a folder for one. Under
+    `torchrun` or `accelerate launch` all processes train one network together.
+
+    Args:
+        net: what `convert` returned, or `load` of a file in training form.
+        train: batches, read once per epoch: ``(images, labels)``, or images alone with a teacher; anything with
+            ``loss_fn``.
+        teacher: the original; it is not changed. With one, the network learns its outputs unless `Losses` says else.
+        val: measured after each epoch: labelled batches, or a function of the network that returns figures.
+        settings: how to train.
+        epochs: shorthand for ``Settings(epochs=...)``.
+        stages: what to train, one after the other; the recipe's by default. See `binarize.recipe.StageSpec`.
+        loss_fn: what to minimise instead: called with the network, in training mode, and a batch, on its device.
+        checkpoint: folder for the checkpoint, ``log.csv`` and TensorBoard events; made if it is not there.
+        resume: go on from the checkpoint in that folder, if there is one.
+        progress: called after each batch.
+
+    Returns:
+        Every epoch's figures; ``stopped`` says whether a signal ended the run early.
+
+    Raises:
+        TrainingError: the network cannot be trained, or its loss is not finite any more; the network then has the
+            values from before the epoch.
+        OutputError: a checkpoint cannot be written; the one before is intact.
+        DataError: a batch is of no use.
+    """
+    settings = settings or Settings()
+    if epochs is not None:
+        settings = dataclasses.replace(settings, epochs=epochs)
+    _require_trainable(net)
+    if loss_fn is not None and teacher is not None:
+        raise TrainingError("cannot use both a teacher and a loss_fn: let loss_fn call the teacher itself")
+    if resume and checkpoint is None:
+        raise TrainingError("cannot resume: no folder for checkpoints is given; name the one of the run")
+    processes = find_processes(net)
+    device = processes.device(net)
+    net.to(device)
+    if settings.channels_last:
+        net.to(memory_format=torch.channels_last)
+    model, objective = _objective(net, teacher, loss_fn, settings, device)
+    kept = None if checkpoint is None else Checkpoints(Path(checkpoint))
+    if kept is not None and processes.writes:
+        kept.prepare(resume)
+    run = Run(
+        net, model, objective,
+        Batches(processes.share(train), settings.seed, device, settings.channels_last),
+        _validation(net, val, device), settings, _stages(net, stages), processes, kept, progress,
+    )  # fmt: skip
+    history = run.go(resume)
+    _remember(net, settings, history, processes)
+    return history
+
+
+def _require_trainable(net: nn.Module) -> None:
+    if any(isinstance(module, PackedLayer) for module in net.modules()):
+        remedy = "convert with --trainable, or fine-tune what convert() returned before pack()"
+        raise TrainingError(f"cannot fine-tune a packed network: its latent weights are gone; {remedy}")
+    if not any(True for _ in binary_layers(net)):
+        raise TrainingError(f"cannot fine-tune {type(net).__name__}: it has no binary layer; convert it first")
+
+
+def _objective(
+    net: nn.Module, teacher: nn.Module | None, loss_fn: LossFunction | None, settings: Settings, device: torch.device
+) -> tuple[nn.Module, Objective]:
+    """Return what is called on a batch, and what costs it."""
+    if loss_fn is not None:
+        return net, OwnObjective(loss_fn)
+    losses = settings.losses.resolved(teacher is not None)
+    master = None if teacher is None else _private(teacher, device)
+    if losses.blocks and teacher is not None:
+        graph = capture(copy.deepcopy(teacher).eval()).root.to(device).eval()
+        taps = shared_taps(net, graph, losses.at)
+        return taps[0], ClassifierObjective(losses, taps[1], net)
+    return net, ClassifierObjective(losses, master, net)
+
+
+def _private(teacher: nn.Module, device: torch.device) -> nn.Module:
+    """Return the teacher in evaluation mode on ``device``: a copy, unless it is so already."""
+    here = all(value.device == device for value in teacher.parameters())
+    if here and not any(module.training for module in teacher.modules()):
+        return teacher
+    return copy.deepcopy(teacher).to(device).eval()
+
+
+def _validation(net: nn.Module, val: Validation | None, device: torch.device) -> Callable[[], Mapping[str, float]]:
+    if val is None:
+        return dict
+    if callable(val):
+        own = val
+        return lambda: own(net)
+    return lambda: {"top1": evaluate(net, _Placed(val, device)).top1}
+
+
+@final
+class _Placed:
+    """Batches of a loader on a device, as often as one iterates."""
+
+    def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
+        self.loader, self.device = loader, device
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            yield placed(batch, self.device)
+
+
+def _stages(net: nn.Module, given: tuple[str, ...] | None) -> tuple[str, ...]:
+    if given is not None:
+        return given or EVERYTHING
+    return record_of(net).recipe.stages or EVERYTHING
+
+
+def _remember(net: nn.Module, settings: Settings, history: History, processes: Processes) -> None:
+    """Keep with the network what was done to it."""
+    record = record_of(net)
+    training = {"settings": dataclasses.asdict(settings), "processes": processes.count, **history.to_dict()}
+    metrics = dict(record.metrics)
+    if history.epochs and history.epochs[-1].val:
+        metrics["fine-tuned"] = dict(history.epochs[-1].val)
+    attach_record(net, dataclasses.replace(record, training=training, metrics=metrics))

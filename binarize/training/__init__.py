@@ -1,0 +1,1 @@
+"""Fine-tuning, one purpose per file; `binarize.finetune` puts them together."""

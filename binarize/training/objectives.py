@@ -1,0 +1,139 @@
+"""What one batch costs: the terms of `Losses`, or a user's own function."""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from binarize.errors import TrainingError
+from binarize.layers.branches import Router
+from binarize.training.blocks import Taps, block_distance
+from binarize.training.settings import Losses
+
+__all__ = ["ClassifierObjective", "Cost", "Objective", "OwnObjective"]
+
+LossFunction = Callable[[nn.Module, Any], "Tensor | Mapping[str, Tensor]"]
+
+
+@final
+class Cost:
+    """What one batch costs.
+
+    Attributes:
+        terms: scalars, added up in `total`.
+        hits: images whose label has the largest output; None where that means nothing.
+    """
+
+    def __init__(self, terms: Mapping[str, Tensor], hits: Tensor | None = None) -> None:
+        self.terms, self.hits = dict(terms), hits
+
+    def total(self) -> Tensor:
+        """Return the scalar to minimise."""
+        return torch.stack([term.float() for term in self.terms.values()]).sum()
+
+
+class Objective(abc.ABC):
+    """Costs a batch."""
+
+    @abc.abstractmethod
+    def __call__(self, model: nn.Module, batch: Any) -> Cost:
+        """Run ``model``, the network or its distributed form, on one batch."""
+
+
+@final
+class OwnObjective(Objective):
+    """A user's ``loss_fn(net, batch)``: a scalar, or a dict of scalars that are added up."""
+
+    def __init__(self, loss_fn: LossFunction) -> None:
+        self.loss_fn = loss_fn
+
+    def __call__(self, model: nn.Module, batch: Any) -> Cost:
+        """Call the function."""
+        found = self.loss_fn(model, batch)
+        terms = {"loss": found} if isinstance(found, Tensor) else found
+        if not isinstance(terms, Mapping) or not all(isinstance(v, Tensor) and v.numel() == 1 for v in terms.values()):
+            saw = (
+                f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            )
+            raise TrainingError(f"cannot minimise what loss_fn returned: {saw}; return a scalar or a dict of scalars")
+        return Cost({name: term.reshape(()) for name, term in terms.items()})
+
+
+@final
+class ClassifierObjective(Objective):
+    """Labels, the teacher's outputs and the teacher's block outputs, weighted.
+
+    The last axis but the first of an output ``(n, classes, ...)`` holds the classes, so segmentation by one dense map
+    of labels works too.
+
+    Attributes:
+        losses: the weights, resolved.
+        teacher: in evaluation mode, a `Taps` where blocks are compared; None without.
+        routers: of the network, for their balance.
+    """
+
+    def __init__(self, losses: Losses, teacher: nn.Module | None, net: nn.Module) -> None:
+        self.losses, self.teacher = losses, teacher
+        self.routers = [module for module in net.modules() if isinstance(module, Router)]
+
+    def __call__(self, model: nn.Module, batch: Any) -> Cost:
+        """Run both networks on the batch's images and compare."""
+        images, labels = images_and_labels(batch)
+        found, blocks = _split(model(images), self.losses.blocks > 0)
+        terms: dict[str, Tensor] = {}
+        if self.losses.labels:
+            terms["labels"] = self.losses.labels * self._labels(found, labels)
+        if self.teacher is not None:
+            with torch.no_grad():
+                theirs, their_blocks = _split(self.teacher(images), isinstance(self.teacher, Taps))
+            if self.losses.logits:
+                terms["logits"] = self.losses.logits * soft_cross_entropy(found, theirs, self.losses.temperature)
+            if self.losses.blocks:
+                distance = block_distance(self.losses.blocks_as, blocks, their_blocks)
+                terms["blocks"] = self.losses.blocks * distance
+        balances = [router.balance for router in self.routers if router.balance is not None]
+        if self.losses.balance and balances:
+            terms["balance"] = self.losses.balance * torch.stack(balances).sum()
+        return Cost(terms, _hits(found, labels))
+
+    def _labels(self, found: Tensor, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            raise TrainingError("cannot fine-tune on labels: the data has none; give a teacher, or data with labels")
+        return F.cross_entropy(found, labels, label_smoothing=self.losses.smoothing)
+
+
+def soft_cross_entropy(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
+    """Return ``-T^2 mean sum softmax(theirs / T) log softmax(ours / T)`` over axis 1, less its least value.
+
+    The least value, the entropy of the teacher's outputs, has no gradient; without it 0 means that both agree.
+    """
+    target = F.log_softmax(theirs.float() / temperature, 1)
+    guess = F.log_softmax(ours.float() / temperature, 1)
+    return temperature**2 * (target.exp() * (target - guess)).sum(1).mean()
+
+
+def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Return the images of a batch as a loader gives it, and its labels where it has some."""
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
+        return batch[0], batch[1] if len(batch) > 1 and isinstance(batch[1], Tensor) else None
+    saw = type(batch).__name__
+    raise TrainingError(f"cannot fine-tune on a batch that is a {saw}: yield (images, labels), or give a loss_fn")
+
+
+def _split(found: Any, tapped: bool) -> tuple[Tensor, list[Tensor]]:
+    output, blocks = found if tapped else (found, [])
+    if not isinstance(output, Tensor) or output.dim() < 2:
+        what = f"the output is a {type(output).__name__}, not scores (n, classes)"
+        raise TrainingError(f"cannot fine-tune as a classifier: {what}; give loss_fn(net, batch)")
+    return output, blocks
+
+
+def _hits(found: Tensor, labels: Tensor | None) -> Tensor | None:
+    if labels is None or found.dim() != 2 or labels.dim() != 1:
+        return None
+    return (found.detach().argmax(1) == labels).sum()

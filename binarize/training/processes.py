@@ -1,0 +1,144 @@
+"""The processes that train together: one, or several that torchrun or `accelerate launch` started."""
+
+import abc
+import contextlib
+import os
+from collections.abc import Iterable
+from typing import Any, final
+
+import torch
+from torch import Tensor, fx, nn
+
+from binarize.errors import TrainingError
+
+__all__ = ["Alone", "Processes", "Together", "find_processes"]
+
+
+class Processes(abc.ABC):
+    """Who trains, seen from one process.
+
+    Attributes:
+        count: processes in all.
+        index: of this one; the one at 0 validates and writes.
+    """
+
+    count: int
+    index: int
+
+    @final
+    @property
+    def writes(self) -> bool:
+        """Whether this is the one process that writes and validates."""
+        return self.index == 0
+
+    @abc.abstractmethod
+    def device(self, net: nn.Module) -> torch.device:
+        """Return where this process computes."""
+
+    @abc.abstractmethod
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return ``model`` such that gradients are averaged over all processes."""
+
+    @abc.abstractmethod
+    def share(self, data: Iterable[Any]) -> Iterable[Any]:
+        """Return this process's part of the batches."""
+
+    @abc.abstractmethod
+    def unsynchronised(self, model: nn.Module) -> Any:
+        """Return a context in which gradients are not yet averaged: more batches follow before the step."""
+
+    @abc.abstractmethod
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of each process's ``values``, a float64 vector on the processor."""
+
+    @abc.abstractmethod
+    def wait(self) -> None:
+        """Wait for all others."""
+
+
+@final
+class Alone(Processes):
+    """The usual case."""
+
+    count, index = 1, 0
+
+    def device(self, net: nn.Module) -> torch.device:
+        """Where the network is."""
+        return next((value.device for value in net.parameters()), torch.device("cpu"))
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model itself."""
+        return model
+
+    def share(self, data: Iterable[Any]) -> Iterable[Any]:
+        """All of it."""
+        return data
+
+    def unsynchronised(self, model: nn.Module) -> Any:
+        """Nothing to hold back."""
+        return contextlib.nullcontext()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the values themselves."""
+        return values
+
+    def wait(self) -> None:
+        """Nobody to wait for."""
+
+
+@final
+class Together(Processes):
+    """Several processes, by the `accelerate` package: each sees every count-th batch."""
+
+    def __init__(self, net: nn.Module) -> None:
+        try:
+            from accelerate import Accelerator, DistributedDataParallelKwargs
+        except ImportError:
+            remedy = "run pip install 'binarize[distributed]'"
+            raise TrainingError(f"cannot train in several processes: accelerate is not installed; {remedy}") from None
+        # a graph calls all that it holds; Python code may not, and then has to be watched
+        watched = DistributedDataParallelKwargs(find_unused_parameters=not isinstance(net, fx.GraphModule))
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[watched])
+        self.count, self.index = self._accelerator.num_processes, self._accelerator.process_index
+
+    def device(self, net: nn.Module) -> torch.device:
+        """The device that is this process's."""
+        place: torch.device = self._accelerator.device
+        return place
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model in DistributedDataParallel."""
+        wrapped: nn.Module = self._accelerator.prepare_model(model)
+        return wrapped
+
+    def share(self, data: Iterable[Any]) -> Iterable[Any]:
+        """Return every count-th batch, so that one step sees what one process with larger batches would see."""
+        from torch.utils.data import DataLoader
+
+        from binarize.data import Images
+
+        if isinstance(data, Images):
+            return data.share(self.index, self.count)
+        if isinstance(data, DataLoader):
+            shared: Iterable[Any] = self._accelerator.prepare_data_loader(data, device_placement=False)
+            return shared
+        what = f"a {type(data).__name__} cannot be shared out"
+        raise TrainingError(f"cannot train in several processes: {what}; give a DataLoader or load_data(...)")
+
+    def unsynchronised(self, model: nn.Module) -> Any:
+        """Return DistributedDataParallel's own context."""
+        return self._accelerator.no_sync(model)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over all processes."""
+        found: Tensor = self._accelerator.reduce(values.to(self._accelerator.device), reduction="sum")
+        return found.to(values.device)
+
+    def wait(self) -> None:
+        """Wait at a barrier."""
+        self._accelerator.wait_for_everyone()
+
+
+def find_processes(net: nn.Module) -> Processes:
+    """Return the processes that a launcher has started beside this one, or this one alone."""
+    return Together(net) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()

@@ -1,0 +1,219 @@
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from training_desk import IMAGES, converted, data, gap, plain, same, teacher
+
+import binarize
+from binarize.errors import DataError, TrainingError
+from binarize.finetune import Losses, Settings, finetune
+
+SCHEMES = ["xnor-net", "encoding:w=1,a=1", "encoding:w=2,a=2", "residual:m=2,a=2"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_network_comes_closer_to_its_teacher(scheme):
+    net = converted(scheme)
+    before = gap(net)
+
+    # so short a run does not settle batch statistics anew
+    history = finetune(net, data(16), teacher=teacher(), settings=Settings(epochs=8, freeze_norm=True))
+
+    assert gap(net) < 0.8 * before
+    assert history.epochs[-1].loss < history.epochs[0].loss
+    assert not any(module.training for module in net.modules())
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd"])
+def test_every_optimiser_learns_labels(optimiser):
+    net = converted()
+
+    history = finetune(net, data(), settings=Settings(epochs=8, optimiser=optimiser, lr=0.02))
+
+    assert history.epochs[-1].loss < history.epochs[0].loss
+    assert set(history.epochs[0].terms) == {"labels"}
+
+
+def test_what_was_trained_can_be_packed_and_saved_with_its_record(tmp_path):
+    net = converted()
+    finetune(net, data(), teacher=teacher(), val=data(shuffle=False), epochs=1)
+
+    binarize.save(binarize.pack(net), tmp_path / "net.safetensors")
+    loaded = binarize.load(tmp_path / "net.safetensors")
+
+    images = torch.randn(8, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), net(images), atol=1e-3, rtol=1e-3)  # sums in another order
+    details = binarize.summary(loaded, macs=False).details
+    assert details["training"]["settings"]["optimiser"] == "adam"
+    assert len(details["training"]["epochs"]) == 1
+    assert 0 <= details["metrics"]["fine-tuned"]["top1"] <= 1
+
+
+def test_the_teacher_is_left_as_it_is():
+    master = teacher().train()
+    kept = copy.deepcopy(master)
+
+    finetune(converted(), data(), teacher=master, epochs=1)
+
+    assert same(master, kept)
+    assert all(module.training for module in master.modules())
+
+
+def test_the_same_seed_gives_the_same_network():
+    one, other, third = converted(), converted(), converted()
+
+    finetune(one, data(), teacher=teacher(), epochs=1)
+    torch.rand(1)
+    finetune(other, data(), teacher=teacher(), epochs=1)
+    finetune(third, data(), teacher=teacher(), settings=Settings(epochs=1, seed=1, lr=0.01))
+
+    assert same(one, other)
+    assert not same(one, third)
+
+
+def test_block_outputs_are_compared_at_the_groups_both_have():
+    net = converted()
+    settings = Settings(epochs=4, losses=Losses(logits=0.0, blocks=1.0, blocks_as="features"))
+
+    history = finetune(net, data(), teacher=teacher(), settings=settings)
+
+    assert set(history.epochs[0].terms) == {"blocks"}
+    assert history.epochs[-1].loss < history.epochs[0].loss
+
+
+def test_terms_are_mixed_by_their_weights():
+    losses = Losses(labels=0.5, logits=2.0, blocks=3.0, temperature=4.0, smoothing=0.1)
+
+    history = finetune(converted(), data(), teacher=teacher(), settings=Settings(epochs=1, losses=losses))
+
+    terms = history.epochs[0].terms
+    assert set(terms) == {"labels", "logits", "blocks"}
+    assert history.epochs[0].loss == pytest.approx(sum(terms.values()))
+
+
+def test_a_node_that_both_do_not_have_is_named():
+    losses = Losses(blocks=1.0, at=("block1_rellu",))
+
+    with pytest.raises(TrainingError, match=r"'block1_rellu': no such node in both .did you mean 'block1_relu"):
+        finetune(converted(), data(), teacher=teacher(), settings=Settings(losses=losses))
+
+
+def test_images_without_labels_are_enough_with_a_teacher():
+    images = [torch.randn(8, 3, 8, 8) for _ in range(2)]
+
+    history = finetune(converted(), images, teacher=teacher(), epochs=1)
+
+    assert history.epochs[0].top1 is None
+
+
+def test_a_function_of_the_user_is_minimised():
+    net = converted()
+    seen = []
+
+    def loss_fn(model, batch):
+        seen.append(model.training)
+        images, _ = batch
+        return {"size": model(images).square().mean(), "more": torch.tensor(1.0)}
+
+    history = finetune(net, data(), loss_fn=loss_fn, val=lambda trained: {"free": 0.5}, epochs=3)
+
+    assert all(seen)
+    assert history.epochs[-1].terms["size"] < history.epochs[0].terms["size"]
+    assert history.epochs[-1].terms["more"] == 1.0
+    assert history.epochs[0].val == {"free": 0.5}
+
+
+def test_accumulated_batches_move_the_weights_as_one_large_batch():
+    many, _ = plain()
+    one = copy.deepcopy(many)
+    losses = Losses(labels=1.0)
+
+    finetune(many, data(8, shuffle=False), settings=Settings(epochs=1, accumulate=2, optimiser="sgd", losses=losses))
+    finetune(one, data(16, shuffle=False), settings=Settings(epochs=1, optimiser="sgd", losses=losses))
+
+    # the same gradients up to rounding: three steps of 0.01 cannot carry it further than this
+    for key, value in one.state_dict().items():
+        torch.testing.assert_close(many.state_dict()[key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_the_running_average_is_what_is_kept():
+    net, average = converted(), converted()
+
+    settings = Settings(epochs=2, freeze_norm=True)
+    finetune(net, data(), teacher=teacher(), settings=settings)
+    finetune(average, data(), teacher=teacher(), settings=dataclasses.replace(settings, ema=0.99))
+
+    assert not same(net, average)
+    assert gap(average) < gap(converted())
+
+
+def test_clipping_and_bfloat16_and_channels_last_train_too():
+    net = converted()
+    settings = Settings(epochs=4, clip=1.0, bf16=True, channels_last=True)
+
+    history = finetune(net, data(), teacher=teacher(), settings=settings)
+
+    assert history.epochs[-1].loss < history.epochs[0].loss
+    assert all(value.dtype == torch.float32 for value in net.parameters())
+
+
+def test_frozen_statistics_stay():
+    net = converted()
+    before = {key: value.clone() for key, value in net.state_dict().items() if "running" in key}
+
+    finetune(net, data(), teacher=teacher(), settings=Settings(epochs=1, freeze_norm=True))
+
+    assert before
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
+
+
+def test_what_is_met_in_training_is_counted():
+    history = finetune(converted(), data(), teacher=teacher(), val=data(shuffle=False), epochs=1)
+
+    assert 0 <= history.epochs[0].top1 <= 1
+    assert history.epochs[0].images_per_second == pytest.approx(IMAGES / history.epochs[0].seconds)
+    assert set(history.epochs[0].val) == {"top1"}
+
+
+def test_a_packed_network_is_refused_with_the_remedy():
+    with pytest.raises(TrainingError, match="latent weights are gone; convert with --trainable"):
+        finetune(binarize.pack(converted()), data(), teacher=teacher())
+
+
+def test_a_float_network_is_refused():
+    with pytest.raises(TrainingError, match="no binary layer; convert it first"):
+        finetune(teacher(), data())
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"teacher": nn.Identity(), "loss_fn": lambda net, batch: None}, "both a teacher and a loss_fn"),
+        ({"resume": True}, "no folder for checkpoints"),
+        ({"loss_fn": lambda net, batch: net(batch[0])}, "what loss_fn returned: a tensor of shape"),
+        ({"settings": Settings(losses=Losses(logits=1.0))}, "distil without a teacher"),
+        ({"settings": Settings(losses=Losses(labels=0.0))}, "all 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, why):
+    with pytest.raises(TrainingError, match=why):
+        finetune(converted(), data(), **options)
+
+
+def test_labels_that_are_missing_are_asked_for():
+    with pytest.raises(TrainingError, match="the data has none; give a teacher"):
+        finetune(converted(), [torch.randn(4, 3, 8, 8)])
+
+
+def test_a_loader_that_yields_nothing_is_refused():
+    with pytest.raises(DataError, match="yields no batch"):
+        finetune(converted(), iter([]), teacher=teacher())
+
+
+@pytest.mark.parametrize("options", [{"epochs": 0}, {"lr": -1.0}, {"optimiser": "adma"}, {"ema": 1.0}, {"clip": -1.0}])
+def test_settings_out_of_range_are_refused(options):
+    with pytest.raises(TrainingError, match=f"cannot fine-tune with {next(iter(options))}"):
+        Settings(**options)

@@ -1,0 +1,144 @@
+import pytest
+import torch
+from training_desk import converted, data, gap, same, teacher
+
+from binarize.errors import RecipeError
+from binarize.finetune import Settings, finetune
+from binarize.layers.binary import BinaryActivation, binary_layers
+from binarize.recipe import Recipe, StageSpec
+from binarize.schemes.base import Levels
+from binarize.schemes.encoding import EncodingActivation, EncodingWeight
+from binarize.schemes.sign import SignActivation
+from binarize.training.stages import Bases, LatentWeight, SmoothActivation
+
+
+@pytest.mark.parametrize(
+    ("scheme", "stages"),
+    [
+        ("xnor-net", ("tanh:epochs=2", "activations:epochs=2", "binary:epochs=4")),
+        ("encoding:w=2,a=2", ("bits:w=8,a=8,epochs=1", "bits:w=4,a=4,epochs=1", "binary:epochs=4")),
+        ("encoding:w=1,a=2", ("activations:epochs=2", "binary:epochs=4")),
+    ],
+)
+def test_stages_end_in_the_scheme_that_was_asked_for(scheme, stages):
+    net = converted(scheme)
+    before = [(name, layer.scheme, layer.activation.basis) for name, layer in binary_layers(net)]
+    start = gap(net)
+
+    history = finetune(net, data(16), teacher=teacher(), settings=Settings(freeze_norm=True), stages=stages)
+
+    assert before == [(name, layer.scheme, layer.activation.basis) for name, layer in binary_layers(net)]
+    assert all(layer.unit.requires_grad for _, layer in binary_layers(net))
+    assert [epoch.stage for epoch in history.epochs if epoch.stage == stages[-1]] == [stages[-1]] * 4
+    assert history.stages == stages
+    assert gap(net) < start
+
+
+def test_in_a_stage_of_more_bits_the_network_is_closer_to_its_teacher():
+    net = converted("encoding:w=1,a=1")
+    before = gap(net)
+    bases, images = Bases(net), [images for images, _ in data()]
+
+    bases.enter(StageSpec.parse("bits:w=8,a=8"))
+    bases.fit(net, images, None)
+
+    assert gap(net) < 0.6 * before  # biases are still those that made up for one bit
+    assert {layer.scheme.weight for _, layer in binary_layers(net)} == {EncodingWeight(8)}
+    bases.enter(StageSpec.parse("binary"))
+    bases.fit(net, images, StageSpec.parse("bits:w=8,a=8"))
+    assert {layer.scheme.weight for _, layer in binary_layers(net)} == {EncodingWeight(1)}
+    assert gap(net) < 4 * before  # levels are fitted, not calibrated
+
+
+def test_while_activations_are_trained_weights_are_floats():
+    net = converted("xnor-net")
+    bases = Bases(net)
+
+    bases.enter(StageSpec.parse("activations"))
+
+    for _, layer in binary_layers(net):
+        assert torch.equal(layer.weight_value(), layer.weight)
+        assert isinstance(layer.scheme.weight, LatentWeight)
+        assert isinstance(layer.activation.basis, SignActivation)
+    bases.restore()
+    assert not any(isinstance(layer.scheme.weight, LatentWeight) for _, layer in binary_layers(net))
+
+
+def test_the_smooth_sign_runs_through_both_levels_with_slope_one_between():
+    levels = Levels(torch.tensor(-1.0), torch.tensor([2.0]), torch.tensor([[0.5]]))
+    x = torch.tensor([-50.0, 0.5, 50.0], requires_grad=True)
+
+    y = SmoothActivation(SignActivation())(x, levels)
+    y.sum().backward()
+
+    torch.testing.assert_close(y.detach(), torch.tensor([-1.0, 0.0, 1.0]))
+    torch.testing.assert_close(x.grad, torch.tensor([0.0, 1.0, 0.0]))
+
+
+def test_the_smooth_code_is_the_input_cut_to_its_range():
+    levels = Levels(torch.tensor(0.0), torch.tensor([0.5]))
+
+    y = SmoothActivation(EncodingActivation(2))(torch.tensor([-1.0, 0.3, 9.0]), levels)
+
+    torch.testing.assert_close(y, torch.tensor([0.0, 0.3, 1.5]))
+
+
+def test_a_run_stopped_in_a_later_stage_goes_on_there(tmp_path):
+    import os
+    import signal
+
+    stages = ("activations:epochs=1", "binary:epochs=2")
+    straight, resumed = converted("xnor-net"), converted("xnor-net")
+    finetune(straight, data(), teacher=teacher(), stages=stages)
+
+    def progress(step):
+        if (step.epoch, step.done) == (2, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    first = finetune(
+        converted("xnor-net"), data(), teacher=teacher(), stages=stages, checkpoint=tmp_path, progress=progress
+    )
+    finetune(resumed, data(), teacher=teacher(), stages=stages, checkpoint=tmp_path, resume=True)
+
+    assert first.stopped == "SIGINT"
+    assert same(straight, resumed)
+
+
+def test_stages_come_from_the_recipe():
+    import binarize
+
+    recipe = Recipe(scheme="xnor-net", stages=("activations:epochs=1", "binary"))
+    net = binarize.convert(teacher(), recipe=recipe, data=data(shuffle=False))
+
+    history = finetune(net, data(), teacher=teacher(), settings=Settings(epochs=2))
+
+    assert [epoch.stage for epoch in history.epochs] == ["activations:epochs=1", "binary", "binary"]
+
+
+def test_a_changed_level_is_not_forgotten_by_the_activation():
+    net = converted("encoding:w=2,a=2")
+    finetune(net, data(), teacher=teacher(), stages=("bits:a=4,epochs=1", "binary:epochs=1"))
+
+    assert all(len(module.step) == 1 for module in net.modules() if isinstance(module, BinaryActivation))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("activation", "did you mean 'activations'"),
+        ("bits", "names no width"),
+        ("bits:w=9", "from 1 to 8"),
+        ("tanh:epochs=0", "1 or more"),
+        ("tanh:w=2", "unknown option 'w'"),
+    ],
+)
+def test_a_stage_that_says_nothing_is_refused(text, why):
+    with pytest.raises(RecipeError, match=why):
+        Recipe(stages=(text,))
+
+
+def test_stages_survive_toml(tmp_path):
+    recipe = Recipe(stages=("bits:w=8,a=8,epochs=2", "binary:epochs=5"))
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml())
+
+    assert Recipe.from_toml(tmp_path / "recipe.toml") == recipe
