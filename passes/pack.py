@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from binarize.errors import ModelError
 from binarize.layers.binary import BinaryActivation, BinaryConv2d, BinaryLinear, binary_layers
+from binarize.layers.branches import branch_groups
 from binarize.layers.packed import Geometry, PackActivation, PackedConv2d, PackedLayer, PackedLinear
 from binarize.passes.base import Pass, PassResult
 from binarize.passes.fold_batchnorm import FoldBatchNorm
@@ -118,6 +119,7 @@ def pack(net: nn.Module) -> nn.Module:
 
     The copy is in evaluation mode; batch normalisation is folded, residual additions and clamps are fused, one-plane
     activations between convolutions become integer thresholds, and each tensor is packed once for all its readers.
+    Of branches that a router chooses, only the chosen run.
 
     Raises:
         ModelError: ``net`` holds no binary layer, or is packed already.
@@ -132,6 +134,8 @@ def pack(net: nn.Module) -> nn.Module:
             step(gm)
     for name, layer in list(binary_layers(packed)):
         put(packed, name, pack_layer(layer))
+    for _, group in branch_groups(packed):
+        group.sparse = group.router is not None
     packed.requires_grad_(False)
     for tensor in (*packed.parameters(), *packed.buffers()):
         if tensor.dim() == 4 and tensor.is_floating_point():  # Module.to would also ask a 3-D convolution, and fail

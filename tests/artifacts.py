@@ -3,10 +3,11 @@
 import copy
 import json
 
+import pytest
 import torch
 
 import binarize
-from binarize.artifact import load
+from binarize.artifact import files, load
 from binarize.errors import ArtifactError
 from binarize.passes.capture import capture
 from binarize.record import Record, attach_record
@@ -48,3 +49,22 @@ def loaded(path):
 
 def one_line(error):
     return isinstance(error, ArtifactError) and "\n" not in str(error)
+
+
+def refused(path, match=None):
+    with pytest.raises(ArtifactError, match=match) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def forged(packed, tmp_path, change):
+    """Write the file again with its description or tensors changed and a checksum that is right."""
+    description, tensors = files.read(packed[1])
+    change(description, tensors)
+    files.write(tmp_path / "forged", description, tensors)
+    return tmp_path / "forged"
+
+
+def module(description, path):
+    return next(entry for entry in description["modules"] if entry["path"] == path)

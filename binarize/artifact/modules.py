@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from binarize.artifact.binaries import BINARIES
+from binarize.artifact.groups import GROUPS
 from binarize.artifact.values import decode, encode, is_plain
 from binarize.errors import ArtifactError
 
@@ -42,6 +43,8 @@ _TORCHVISION = frozenset(
         "torchvision.ops.stochastic_depth.StochasticDepth",
     }
 )
+
+_RULES = {**BINARIES, **GROUPS}
 
 _OWN = ("training", "meta")  # attributes that every module, or every graph, has
 
@@ -102,7 +105,7 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
     """
     if _has_hooks(module):
         return None
-    for name, rule in BINARIES.items():
+    for name, rule in _RULES.items():
         if type(module) is rule.kind:
             arguments = rule.arguments(module)
             return None if arguments is None else {"class": name, "arguments": arguments}
@@ -196,8 +199,8 @@ def rebuild(data: Mapping[str, Any], children: Mapping[str, nn.Module]) -> nn.Mo
     """
     name, arguments = data["class"], data.get("arguments", {})
     with torch.device("meta"):
-        if name in BINARIES:
-            module = BINARIES[name].build(arguments, children)
+        if name in _RULES:
+            module = _RULES[name].build(arguments, children)
         else:
             kind = _class_named(name)
             if kind is None:

@@ -11,12 +11,15 @@ Reference:
     gates as in its published code. How its journal version picks branches is not public: the router is our design.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+
+from binarize.layers.chosen import Rows, add_weighted, empty, per_image, run_chosen, take
 
 __all__ = ["Branches", "Gate", "Router", "branch_groups"]
 
@@ -38,15 +41,31 @@ class Gate(nn.Module):
 
     def forward(self, aggregate: Tensor, own: Sequence[Tensor]) -> list[Tensor]:
         """Map the aggregate and each branch's own ``(n, ...)`` to the input of each branch."""
-        shares = self.theta.sigmoid().expand(len(own))
-        return [share * h + (1 - share) * aggregate for share, h in zip(shares, own, strict=True)]
+        shares = self.theta.sigmoid()
+        kept = [(1 - share) * aggregate for share in shares]
+        return [torch.addcmul(kept[k % len(kept)], shares[k % len(kept)], h) for k, h in enumerate(own)]
+
+    def gather(self, aggregate: Tensor, own: Sequence[Tensor | Rows]) -> Callable[[int, Sequence[int]], Tensor]:
+        """Return a function from a branch and the images it runs for to its input, the same bits as in `forward`."""
+        shares = self.theta.sigmoid()
+        shared = (1 - shares) * aggregate if len(shares) == 1 else None
+
+        def mix(k: int, images: Sequence[int]) -> Tensor:
+            share = shares[k % len(shares)]
+            made = empty(len(images), aggregate[0])
+            for place, image in enumerate(images):
+                kept = (1 - share) * aggregate[image] if shared is None else shared[image]
+                torch.addcmul(kept, share, own[k][image], out=made[place])
+            return made
+
+        return mix
 
 
 @final
 class Router(nn.Module):
     """Chooses for each image which K of N stored branches run, from the incoming aggregate.
 
-        l = F2 relu(F1 mean(S)),  p = softmax(l),  share_i = p_i / sum of the K largest p, 0 for the others
+        l = F2 relu(F1 mean(S)),  p = softmax(l),  share_i = p_i / sum of the K largest p, 0 for the others          (3)
 
     In training, Gumbel noise of size ``temperature`` is added to l; the choice itself has no gradient, the shares have.
 
@@ -74,13 +93,13 @@ class Router(nn.Module):
         if self.training:
             noise = -torch.empty_like(logits).exponential_().log()
             logits = (logits + self.temperature * noise) / self.temperature
-        chosen = torch.zeros_like(logits).scatter(1, logits.topk(self.executed, 1).indices, 1.0)
-        likely = logits.softmax(1)
+        highest = logits.topk(self.executed, 1)
+        # the softmax of the chosen alone is what p_i / sum of theirs comes to
+        shares = torch.zeros_like(logits).scatter(1, highest.indices, highest.values.softmax(1))
         if self.training:
-            used = chosen.mean(0) / self.executed
-            self.balance = len(used) * (used * likely.mean(0)).sum()
-        shares = likely * chosen
-        return shares / shares.sum(1, keepdim=True)
+            used = (shares > 0).to(logits.dtype).mean(0) / self.executed
+            self.balance = len(used) * (used * logits.softmax(1).mean(0)).sum()
+        return shares
 
     def logits(self, aggregate: Tensor) -> Tensor:
         """Map ``(n, c, ...)`` to ``(n, N)``."""
@@ -125,55 +144,53 @@ class Branches(nn.Module):
         self.scale = nn.Parameter(torch.ones(len(bodies))) if scaled else None
         self.hands_on, self.sparse = hands_on, False
 
-    def forward(self, aggregate: Tensor, *own: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, aggregate: Tensor, *own: Tensor | Rows) -> Tensor | tuple[Tensor | Rows, ...]:
         """Map the aggregate ``(n, ...)``, and each branch's own where there is a gate, to the new aggregate.
 
         Returns:
             ``S'``, or ``(S', v_1, ..., v_N)`` if `hands_on`; a branch that did not run for an image hands on S'.
+            If `sparse`, each v is a list of images.
         """
-        inputs = self.gate(aggregate, own) if self.gate is not None else [aggregate] * len(self.bodies)
+        if self.sparse and self.router is not None:
+            return self._run_chosen(self.router(aggregate), aggregate, own)
+        inputs = self._inputs(aggregate, own)
+        values = [body(x) for body, x in zip(self.bodies, inputs, strict=True)]
         if self.router is None:
-            shares = aggregate.new_full((1, len(self.bodies)), 1 / len(self.bodies))
-            values = [body(x) for body, x in zip(self.bodies, inputs, strict=True)]
-        else:
-            shares = self.router(aggregate)
-            values = self._chosen(inputs, shares) if self.sparse else self._all(inputs)
+            total = self.add(values, aggregate.new_full((1, len(values)), 1 / len(values)))
+            return (total, *values) if self.hands_on else total
+        shares = self.router(aggregate)
         total = self.add(values, shares)
-        if not self.hands_on:
-            return total
-        if self.router is None:
-            return total, *values
-        ran = [_per_image(shares[:, k] > 0, total) for k in range(len(values))]
-        return total, *(torch.where(here, value, total) for here, value in zip(ran, values, strict=True))
+        ran = [per_image(shares[:, k] > 0, total) for k in range(len(values))]
+        handed = (torch.where(here, value, total) for here, value in zip(ran, values, strict=True))
+        return (total, *handed) if self.hands_on else total
 
     def add(self, values: Sequence[Tensor], shares: Tensor) -> Tensor:
         """Return equation (2) for the branches' outputs ``(n, ...)`` and shares ``(n or 1, N)``.
 
-        The branches are added in their order, each product rounded by itself: both forms give the same bits.
+        The branches are added in their order, by the same multiply-add in all forms: they give the same bits.
         """
-        weights = shares if self.scale is None else shares * self.scale
-        total = _per_image(weights[:, 0], values[0]) * values[0]
+        weights = self._weights(shares)
+        total = per_image(weights[:, 0], values[0]) * values[0]
         for k, value in enumerate(values[1:], 1):
-            total = total + _per_image(weights[:, k], value) * value
+            total = add_weighted(total, weights[:, k], value)
         return total
 
-    def _all(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        return [body(x) for body, x in zip(self.bodies, inputs, strict=True)]
+    def _weights(self, shares: Tensor) -> Tensor:
+        return shares if self.scale is None else shares * self.scale
 
-    def _chosen(self, inputs: Sequence[Tensor], shares: Tensor) -> list[Tensor]:
-        """Run each branch on the images that chose it; the rows of the others stay 0."""
-        values: list[Tensor | None] = []
-        for k, body in enumerate(self.bodies):
-            here = shares[:, k].nonzero().squeeze(1)
-            if len(here) == len(shares):
-                values.append(body(inputs[k]))
-            elif len(here):
-                part = body(inputs[k][here])
-                values.append(part.new_zeros(len(shares), *part.shape[1:]).index_copy_(0, here, part))
-            else:
-                values.append(None)
-        like = next(value for value in values if value is not None)
-        return [torch.zeros_like(like) if value is None else value for value in values]
+    def _inputs(self, aggregate: Tensor, own: Sequence[Tensor | Rows]) -> list[Tensor]:
+        if self.gate is None:
+            return [aggregate] * len(self.bodies)
+        made: list[Tensor] = self.gate(aggregate, [h if isinstance(h, Tensor) else torch.stack(h) for h in own])
+        return made
+
+    def _run_chosen(
+        self, shares: Tensor, aggregate: Tensor, own: Sequence[Tensor | Rows]
+    ) -> Tensor | tuple[Tensor | Rows, ...]:
+        gather = partial(_take, aggregate) if self.gate is None else self.gate.gather(aggregate, own)
+        bodies = [*self.bodies]
+        total, rows = run_chosen(bodies, gather, self._weights(shares), shares > 0, rows=self.hands_on)
+        return (total, *rows) if self.hands_on else total
 
     def train(self, mode: bool = True) -> "Branches":
         """Set the mode; normalisation layers of routed branches keep their statistics.
@@ -197,6 +214,5 @@ def branch_groups(net: nn.Module) -> list[tuple[str, Branches]]:
     return [(name, module) for name, module in net.named_modules() if isinstance(module, Branches)]
 
 
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    """Reshape ``(n,)`` so that it multiplies ``like`` ``(n, ...)``."""
-    return values.reshape(-1, *[1] * (like.dim() - 1))
+def _take(x: Tensor, _: int, images: Sequence[int]) -> Tensor:
+    return take(x, images)

@@ -4,32 +4,10 @@ import json
 
 import pytest
 import torch
-from artifacts import loaded, one_line
+from artifacts import forged, loaded, module, one_line, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
-
-from binarize.artifact import files, load
-from binarize.errors import ArtifactError
-
-
-def refused(path, match=None):
-    with pytest.raises(ArtifactError, match=match) as caught:
-        load(path)
-    assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value)
-
-
-def forged(packed, tmp_path, change):
-    """Write the file again with its description or tensors changed and a checksum that is right."""
-    description, tensors = files.read(packed[1])
-    change(description, tensors)
-    files.write(tmp_path / "forged", description, tensors)
-    return tmp_path / "forged"
-
-
-def module(description, path):
-    return next(entry for entry in description["modules"] if entry["path"] == path)
 
 
 def nodes(description):

@@ -57,7 +57,9 @@ def test_gates_sums_and_scales_are_those_of_the_equations(gates):
 
     for k in range(3):
         g = made.gate.theta[k % gates].sigmoid()
-        assert torch.equal(values[k], made.bodies[k](g * own[k] + (1 - g) * x))
+        # one rounding more or less of inputs below 5; the convolution adds 54 of them times weights below 0.14
+        wanted = made.bodies[k](g * own[k] + (1 - g) * x)
+        torch.testing.assert_close(values[k], wanted, rtol=0, atol=54 * 0.14 * 5 * 2.0**-22)
     wanted = sum(made.scale[k] / 3 * values[k] for k in range(3))
     torch.testing.assert_close(total, wanted, rtol=1e-5, atol=1e-5)  # three products and sums of size below 10
 
@@ -89,6 +91,7 @@ def test_running_the_chosen_branches_only_equals_the_masked_dense_computation(im
     wanted, got = made(x, *own), sparse(x, *own)
 
     for a, b in zip(wanted if hands_on else [wanted], got if hands_on else [got], strict=True):
+        b = torch.stack(b) if isinstance(b, list) else b
         # a convolution of fewer images may add its 54 products in another order
         torch.testing.assert_close(b, a, rtol=1e-5, atol=54 * 2.0**-22 * float(a.detach().abs().max()))
     assert sum(count for _, count in ran) == executed * images

@@ -1,0 +1,106 @@
+"""Running the chosen branches only: images are grouped by branch, and no tensor is made for what does not run.
+
+Memory traffic decides here, because binary convolutions are cheap: a branch's images are copied at most once, into one
+tensor for one run of the branch; outputs are added to the sum from where they are, and handed on as they are.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Rows", "add_weighted", "empty", "per_image", "run_chosen", "take"]
+
+Rows = list[Tensor]
+"""A batch as one tensor ``(...)`` per image, so that images may lie in different memory."""
+
+
+# not compiled: which images go where differs from call to call, and every case would be compiled anew
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.no_grad()
+def run_chosen(
+    bodies: Sequence[nn.Module],
+    gather: Callable[[int, Sequence[int]], Tensor],
+    weights: Tensor,
+    ran: Tensor,
+    *,
+    rows: bool,
+) -> tuple[Tensor, list[Rows]]:
+    """Run each branch on the images that chose it. For inference: no gradients.
+
+    Args:
+        bodies: N branches.
+        gather: from a branch and the images it runs for, by number, to the branch's input.
+        weights: ``(n, N)``, what each output is multiplied by.
+        ran: ``(n, N)`` bool, whether a branch runs for an image; at least one does for each.
+        rows: whether the branches' outputs are asked for too.
+
+    Returns:
+        The weighted sum ``(n, ...)``, the same bits as that of all branches with the others at weight 0, and for each
+        branch its output ``(...)`` per image, or the sum where it did not run: views, without memory of their own.
+    """
+    total: Tensor | None = None
+    outputs: list[tuple[list[int], Tensor]] = []
+    for k, images in enumerate(_images(ran)):
+        if not images:
+            outputs.append(([], weights))
+            continue
+        part = bodies[k](gather(k, images))
+        total = _zeros(len(weights), part) if total is None else total
+        place = 0
+        for first, last in runs(images):
+            add_weighted(total[first:last], weights[first:last, k], part[place : place + last - first])
+            place += last - first
+        outputs.append((images, part))
+    assert total is not None
+    return total, [_rows(images, part, total) for images, part in outputs if rows]
+
+
+def add_weighted(total: Tensor, weights: Tensor, value: Tensor) -> Tensor:
+    """Add ``weights * value`` to ``total`` ``(n, ...)`` in place, with ``weights`` ``(n or 1,)``, in one pass."""
+    return total.addcmul_(per_image(weights, value), value)
+
+
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape ``(n,)`` so that it multiplies ``like`` ``(n, ...)``."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def runs(images: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the stretches ``(first, last + 1)`` of consecutive numbers in a rising sequence."""
+    breaks = [at for at in range(1, len(images)) if images[at] != images[at - 1] + 1]
+    return [(images[a], images[b - 1] + 1) for a, b in zip([0, *breaks], [*breaks, len(images)], strict=True)]
+
+
+def take(x: Tensor | Rows, images: Sequence[int]) -> Tensor:
+    """Return some images of a batch: a view where they lie side by side, else a copy in the same memory order."""
+    found = runs(images)
+    if isinstance(x, Tensor) and len(found) == 1:
+        return x[found[0][0] : found[0][1]]
+    made = empty(len(images), x[images[0]])
+    for place, image in enumerate(images):
+        made[place] = x[image]
+    return made
+
+
+def empty(count: int, image: Tensor) -> Tensor:
+    """Return memory for ``count`` images like ``image`` ``(...)``, in its memory order."""
+    order = torch.empty_like(image, device="meta").stride()  # without the gaps that a crop would have
+    return image.new_empty_strided((count, *image.shape), (image.numel(), *order))
+
+
+def _zeros(count: int, part: Tensor) -> Tensor:
+    return empty(count, part[0]).zero_()
+
+
+def _images(ran: Tensor) -> list[list[int]]:
+    """Return the numbers of the images that each branch runs for."""
+    table = ran.t().tolist()
+    return [[image for image, here in enumerate(row) if here] for row in table]
+
+
+def _rows(images: Sequence[int], part: Tensor, total: Tensor) -> Rows:
+    found = list(total.unbind())
+    for image, value in zip(images, part.unbind(), strict=False):
+        found[image] = value
+    return found
