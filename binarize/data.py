@@ -4,6 +4,7 @@ import copy
 import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -13,18 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from binarize.augment import PRESETS, Augment, shift_and_flip
 from binarize.errors import DataError, nearest
+from binarize.imagefolder import FolderReader, image_files
 
 __all__ = ["DataSpec", "Images", "calibration_batches", "load_data", "random_images"]
 
+Fetch = Callable[[Sequence[int], torch.Generator | None], Tensor]
+"""Returns the images at some indices; with a generator they may be changed at random."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KINDS = ("imagefolder", "npz", "torchvision", "digits")
 # Sets of torchvision that hold their images in memory.
 SETS = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "SVHN")
 IMAGE_KEYS = ("images", "image", "pixel_values", "inputs", "input", "x")
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Changes a batch ``(n, c, h, w)`` at random."""
 FORMS = "imagefolder:DIR, npz:FILE, torchvision:CIFAR10:DIR or digits"
 
 
@@ -87,21 +89,23 @@ class Images:
 
     Attributes:
         augment: changes each batch at random, or None; see `binarize.augment`.
+        workers: 0, or above to make the next batch while this one is used.
     """
 
     def __init__(
         self,
-        fetch: Callable[[Sequence[int]], Tensor],
+        fetch: Fetch,
         labels: Tensor | None,
         order: Sequence[int],
         batch_size: int,
         shuffle: bool = False,
         seed: int = 0,
         augment: Augment | None = None,
+        workers: int = 0,
     ) -> None:
         self.labels = None if labels is None else labels[torch.tensor(order)]
-        self.shape: tuple[int, ...] = tuple(fetch(order[:1]).shape[1:])
-        self.batch_size, self.augment = batch_size, augment
+        self.shape: tuple[int, ...] = tuple(fetch(order[:1], None).shape[1:])
+        self.batch_size, self.augment, self.workers = batch_size, augment, workers
         self._fetch, self._order, self._shuffle, self._seed = fetch, torch.tensor(order), shuffle, seed
         self._epoch, self._index, self._count = 0, 0, 1
 
@@ -135,10 +139,22 @@ class Images:
         if self._count > 1:
             even = len(self) * self.batch_size * self._count
             places = places.repeat(math.ceil(even / self.samples))[:even]
-        for chunk in places.split(self.batch_size)[self._index :: self._count]:
-            images = self._fetch(self._order[chunk].tolist())
-            images = images if self.augment is None else self.augment(images, generator)
-            yield images, None if self.labels is None else self.labels[chunk]
+        chunks = places.split(self.batch_size)[self._index :: self._count]
+        return self._ahead(chunks, generator) if self.workers else (self._batch(chunk, generator) for chunk in chunks)
+
+    def _ahead(self, chunks: Sequence[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the batches, each made while the one before is in use."""
+        with ThreadPoolExecutor(1) as maker:  # one, so that random numbers are drawn in order
+            coming = maker.submit(self._batch, chunks[0], generator)
+            for chunk in chunks[1:]:
+                now, coming = coming, maker.submit(self._batch, chunk, generator)
+                yield now.result()
+            yield coming.result()
+
+    def _batch(self, chunk: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        images = self._fetch(self._order[chunk].tolist(), generator)
+        images = images if self.augment is None else self.augment(images, generator)
+        return images, None if self.labels is None else self.labels[chunk]
 
 
 def load_data(
@@ -151,6 +167,8 @@ def load_data(
     limit: int | None = None,
     shuffle: bool = False,
     seed: int = 0,
+    augment: str = "none",
+    workers: int = 0,
 ) -> Images:
     """Open the data that ``spec`` names.
 
@@ -163,6 +181,8 @@ def load_data(
         limit: Use this many images only: the first, or with ``shuffle`` a seeded choice.
         shuffle: Yield in a new seeded order at each pass.
         seed: For both.
+        augment: Random changes for training: "cifar" (shifts, flips), "imagenet" (crops of files, flips) or "none".
+        workers: Threads that read image files; with any, the next batch is made while one is used.
 
     Raises:
         DataError: The data is missing, empty, malformed or of another shape than the model's input.
@@ -170,14 +190,16 @@ def load_data(
     spec = DataSpec.parse(spec) if isinstance(spec, str) else spec
     if batch_size < 1 or (limit is not None and limit < 1):
         raise DataError(f"cannot use {_title(spec)}: batches of {batch_size}, at most {limit} images; give at least 1")
+    change = _batch_change(spec, augment)
+    fetch: Fetch
     if spec.kind == "imagefolder":
-        fetch, labels, count = _folder(Path(spec.path), mean, std, input_shape)
+        fetch, labels, count = _folder(spec, mean, std, input_shape or (3, 224, 224), workers, augment)
     else:
         pixels, labels = _arrays(spec)
         fetch, count = _fetcher(pixels, mean, std), len(pixels)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(count, generator=generator).tolist() if shuffle else list(range(count))
-    images = Images(fetch, labels, order[:limit], batch_size, shuffle, seed)
+    images = Images(fetch, labels, order[:limit], batch_size, shuffle, seed, change, workers)
     if input_shape is not None and images.shape != tuple(input_shape):
         have, want = ("x".join(map(str, shape)) for shape in (images.shape, input_shape))
         remedy = f"resize the images, or give --input-shape {','.join(map(str, images.shape))}"
@@ -323,16 +345,14 @@ def _labels(labels: NDArray[Any], count: int, title: str) -> Tensor:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _fetcher(
-    pixels: NDArray[Any], mean: Sequence[float] | None, std: Sequence[float] | None
-) -> Callable[[Sequence[int]], Tensor]:
+def _fetcher(pixels: NDArray[Any], mean: Sequence[float] | None, std: Sequence[float] | None) -> Fetch:
     channels = pixels.shape[1]
     shift, scale = _statistic(mean, channels, "mean", 0.0), _statistic(std, channels, "std", 1.0)
     if bool((scale == 0).any()):
         raise DataError("cannot normalise: a value of std is 0; give the spread of each channel, above 0")
     divisor = 255.0 if pixels.dtype == np.uint8 else 1.0
 
-    def fetch(indices: Sequence[int]) -> Tensor:
+    def fetch(indices: Sequence[int], generator: torch.Generator | None) -> Tensor:
         images = torch.from_numpy(np.ascontiguousarray(pixels[np.asarray(indices)], dtype=np.float32))
         return ((images / divisor) - shift) / scale
 
@@ -351,45 +371,27 @@ def _statistic(values: Sequence[float] | None, channels: int, name: str, default
 
 
 def _folder(
-    folder: Path, mean: Sequence[float] | None, std: Sequence[float] | None, input_shape: Sequence[int] | None
-) -> tuple[Callable[[Sequence[int]], Tensor], Tensor | None, int]:
-    files, classes = _image_files(folder)
-    channels, *size = input_shape or (3, 224, 224)
-    v2 = importlib.import_module("torchvision.transforms.v2")
-    image = importlib.import_module("PIL.Image")
-    # The usual evaluation transform: short side to 256 for a crop of 224.
-    cut = v2.Compose([v2.Resize(round(min(size) / 0.875), antialias=True), v2.CenterCrop(list(size)), v2.PILToTensor()])
-    defaults = channels == 3
-    shift = _statistic(IMAGENET_MEAN if mean is None and defaults else mean, channels, "mean", 0.0)
-    scale = _statistic(IMAGENET_STD if std is None and defaults else std, channels, "std", 1.0)
-
-    def read(path: Path) -> Tensor:
-        try:
-            with image.open(path) as picture:
-                pixels: Tensor = cut(picture.convert("L" if channels == 1 else "RGB"))
-                return pixels
-        except OSError as error:
-            raise DataError(f"cannot read the image {str(path)!r}: {error}; remove it or write it again") from error
-
-    def fetch(indices: Sequence[int]) -> Tensor:
-        return (torch.stack([read(files[i]) for i in indices]) / 255.0 - shift) / scale
-
-    return fetch, None if classes is None else torch.tensor(classes), len(files)
+    spec: DataSpec,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    shape: Sequence[int],
+    workers: int,
+    augment: str,
+) -> tuple[FolderReader, Tensor | None, int]:
+    files, classes = image_files(Path(spec.path))
+    defaults = shape[0] == 3
+    shift = _statistic(IMAGENET_MEAN if mean is None and defaults else mean, shape[0], "mean", 0.0)
+    scale = _statistic(IMAGENET_STD if std is None and defaults else std, shape[0], "std", 1.0)
+    reader = FolderReader(files, shape, shift, scale, workers, augment == "imagenet")
+    return reader, None if classes is None else torch.tensor(classes), len(files)
 
 
-def _image_files(folder: Path) -> tuple[list[Path], list[int] | None]:
-    """Return the images of ``folder/class/*`` with the class's position, or those of ``folder`` without."""
-    if not folder.is_dir():
-        raise DataError(f"cannot use imagefolder:{folder}: there is no such folder; check the path")
-    groups = [sorted(_pictures(place)) for place in sorted(p for p in folder.iterdir() if p.is_dir())]
-    if any(groups):
-        pairs = [(file, label) for label, group in enumerate(groups) for file in group]
-        return [file for file, _ in pairs], [label for _, label in pairs]
-    flat = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    if not flat:
-        raise DataError(f"cannot use imagefolder:{folder}: it holds no images; put them in one folder per class")
-    return flat, None
-
-
-def _pictures(place: Path) -> Iterator[Path]:
-    return (path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+def _batch_change(spec: DataSpec, augment: str) -> Augment | None:
+    """Return what changes whole batches; random crops of files are the reader's business."""
+    if augment not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise DataError(f"cannot augment by {augment!r}{nearest(augment, PRESETS)}; the presets are {known}")
+    if augment == "imagenet" and spec.kind != "imagefolder":
+        what = "random crops are cut from image files, and these images have one size"
+        raise DataError(f"cannot use {_title(spec)} with 'imagenet': {what}; use 'cifar'")
+    return shift_and_flip if augment == "cifar" else None

@@ -19,6 +19,7 @@ from binarize.passes.pack import pack
 from binarize.recipe import Recipe
 from binarize.record import LayerRecord, Record, record_of
 from binarize.schemes.presets import build_scheme
+from binarize.training.curves import curves_of
 
 __all__ = ["LayerSummary", "Summary", "Totals", "plain_table", "size", "summary", "write_html"]
 
@@ -151,6 +152,8 @@ class Summary:
         if groups := self.groups():
             better = sum(fit["after"] < fit["before"] for fit in groups.values())
             lines.append(f"reconstruction brought {better} of {len(groups)} groups closer to the original")
+        if self.recipe.stages:
+            lines.append(f"stages of fine-tuning: {'; '.join(self.recipe.stages)}")
         lines += [f"not traced: {path or 'the model'} ({reason})" for path, reason in self.uncaptured.items()]
         return lines
 
@@ -312,8 +315,9 @@ def write_html(found: Summary, path: Path | str, *, title: str) -> None:
     require_html(path)
     import jinja2
 
+    curves = curves_of(found.details.get("training", {}))
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
-    text = page.render(title=title, summary=found, size=size, count=count, widest=_widest(found))
+    text = page.render(title=title, summary=found, size=size, count=count, widest=_widest(found), curves=curves)
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
@@ -375,11 +379,19 @@ tr.kept td { background: #fafafa; }
 </table>
 <p>Squared difference to the original's output of that group, over its variance, on images that were not trained on.</p>
 {% endif %}
+{% if curves %}
+<h2>Fine-tuning</h2>
+{% for curve in curves %}
+<p>{{ curve.name }}: {{ "%.4g to %.4g"|format(curve.first, curve.last) }}</p>
+<svg width="480" height="130" viewBox="-4 -4 488 128" role="img" aria-label="{{ curve.name }} by epoch">
+<polyline points="{{ curve.points }}" fill="none" stroke="#2f6db5" stroke-width="2"/></svg>
+{% endfor %}
+{% endif %}
 <h2>Where it came from</h2>
 <dl>
 {% for name, values in summary.details.items() if values %}
 <dt>{{ name }}</dt>
-{% for key, value in values.items() if key != "groups" %}
+{% for key, value in values.items() if key not in ("groups", "epochs") %}
 <dd>{{ key }}: {{ value }}</dd>
 {% endfor %}
 {% endfor %}

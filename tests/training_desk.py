@@ -42,7 +42,7 @@ def teacher():
 
 def data(batch_size=32, shuffle=True, augment=None):
     images, labels = _pixels()
-    return Images(lambda i: images[list(i)], labels, range(IMAGES), batch_size, shuffle, augment=augment)
+    return Images(lambda i, _: images[list(i)], labels, range(IMAGES), batch_size, shuffle, augment=augment)
 
 
 @functools.cache

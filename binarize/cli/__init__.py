@@ -12,6 +12,7 @@ from binarize.cli.demo import demo
 from binarize.cli.doctor import doctor
 from binarize.cli.evaluate import evaluate
 from binarize.cli.export import export
+from binarize.cli.finetune import finetune
 from binarize.cli.inspect import inspect
 from binarize.cli.output import fail, one_line
 from binarize.cli.schemes import schemes
@@ -20,7 +21,7 @@ from binarize.errors import BinarizeError, nearest
 __all__ = ["COMMANDS", "main"]
 
 # In the order of a user's work, which is the order of the help.
-COMMANDS: tuple[click.Command, ...] = (convert, evaluate, inspect, export, benchmark, schemes, doctor, demo)
+COMMANDS: tuple[click.Command, ...] = (convert, finetune, evaluate, inspect, export, benchmark, schemes, doctor, demo)
 
 BAD_INPUT, INTERRUPTED = 2, 130
 

@@ -10,6 +10,7 @@ from binarize.cli.opening import open_original
 from binarize.cli.options import SHAPE, data_options, json_option, model_options
 from binarize.cli.output import Progress, note, print_json, print_lines, progress_bar
 from binarize.cli.recipes import read_recipe
+from binarize.cli.training import training_bar
 from binarize.cli.writing import require_separate, require_writable
 from binarize.errors import OutputError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from binarize.recipe import Recipe
     from binarize.sources import Opened
 
-__all__ = ["convert"]
+__all__ = ["Wish", "check_outputs", "convert", "converted", "finish"]
 
 NOISE_IMAGES = 8
 BATCH = 32
@@ -35,6 +36,7 @@ BATCH = 32
 @click.option("--samples", type=click.IntRange(1), help="Calibrate on so many images, 256 by default.")
 @click.option("--input-shape", type=SHAPE, help="Of one image; 3,224,224 where nothing says otherwise.")
 @click.option("--reconstruct", is_flag=True, help="Follow calibration by block reconstruction against the original.")
+@click.option("--finetune", "epochs", type=click.IntRange(1), metavar="EPOCHS", help="Then train against the original.")
 @click.option("--trainable", is_flag=True, help="Write the training form, with latent weights: large.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write a page about every layer.")
 @click.option("--seed", type=click.IntRange(0), help="Of every random choice, 0 by default.")
@@ -42,25 +44,47 @@ BATCH = 32
 @json_option
 def convert(
     model: str, arch: str | None, trust: tuple[str, ...], output: Path | None, report: Path | None, as_json: bool,
-    **given: Any,
+    epochs: int | None, **given: Any,
 ) -> None:  # fmt: skip
     """Turn a trained MODEL into a packed binary network."""
-    wish = _Wish(**given)
+    wish = Wish(**given)
     asked = wish.to_recipe()
+    if epochs is not None and wish.data is None:
+        raise click.UsageError("--finetune trains on images; add --data")
     target = output or _beside(model)
-    _check_outputs(target, report, (model, arch, wish.recipe, wish.data))
+    check_outputs(target, report, (model, arch, wish.recipe, wish.data))
     opened = open_original(model, arch, trust)
     for sentence in wish.announced(opened, None if output else target):
         note(sentence)
     with progress_bar() as bar:
-        net = _converted(opened, asked, wish, bar)
-    _finish(net, opened.name, target, report, wish.trainable, as_json)
+        net = converted(opened, asked, wish, bar)
+    if epochs is not None:
+        _train(net, opened, wish, epochs)
+    finish(net, opened.name, target, report, wish.trainable, as_json)
+
+
+def _train(net: "nn.Module", opened: "Opened", wish: "Wish", epochs: int) -> None:
+    """Fine-tune against the original on the calibration data; `binarize finetune` has all the options."""
+    from binarize.data import load_data
+    from binarize.finetune import Settings
+    from binarize.finetune import finetune as run
+
+    assert wish.data is not None
+    asked = wish.to_recipe()
+    data = load_data(
+        wish.data, mean=wish.mean, std=wish.std, input_shape=wish.shape(opened), batch_size=BATCH, shuffle=True,
+        seed=asked.seed,
+    )  # fmt: skip
+    with training_bar() as bar:
+        history = run(net, data, teacher=opened.model, settings=Settings(epochs=epochs, seed=asked.seed), progress=bar)
+    if history.stopped is not None:
+        raise KeyboardInterrupt
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class _Wish:
-    """What the options ask for."""
+class Wish:
+    """What to convert to, and on what data, as the options ask for it."""
 
     scheme: str | None
     recipe: Path | None
@@ -124,7 +148,8 @@ def _beside(model: str) -> Path:
     return Path(f"{name or 'model'}.binarized.safetensors")
 
 
-def _check_outputs(target: Path, report: Path | None, inputs: tuple[str | Path | None, ...]) -> None:
+def check_outputs(target: Path, report: Path | None, inputs: tuple[str | Path | None, ...]) -> None:
+    """Ask, before the long work, whether the files can be written and overwrite nothing that is read."""
     from binarize.report import require_html
 
     if target.suffix == ".onnx":
@@ -137,7 +162,8 @@ def _check_outputs(target: Path, report: Path | None, inputs: tuple[str | Path |
         require_writable(report)
 
 
-def _converted(opened: "Opened", recipe: "Recipe", wish: _Wish, bar: Progress | None) -> "nn.Module":
+def converted(opened: "Opened", recipe: "Recipe", wish: Wish, bar: Progress | None) -> "nn.Module":
+    """Return the model converted and calibrated on the data wished for."""
     from binarize.convert import convert as run
     from binarize.cost import example_arguments
     from binarize.data import load_data, random_images
@@ -156,7 +182,16 @@ def _converted(opened: "Opened", recipe: "Recipe", wish: _Wish, bar: Progress | 
     return run(opened.model, recipe=recipe, data=data, source=source, progress=bar)
 
 
-def _finish(net: "nn.Module", title: str, target: Path, report: Path | None, trainable: bool, as_json: bool) -> None:
+def finish(
+    net: "nn.Module",
+    title: str,
+    target: Path,
+    report: Path | None,
+    trainable: bool,
+    as_json: bool,
+    more: dict[str, Any] | None = None,
+) -> None:
+    """Write the network and the page, and print what came of it; JSON holds ``more`` too."""
     from binarize.artifact import save
     from binarize.passes.pack import pack
     from binarize.report import size, summary, write_html
@@ -170,7 +205,7 @@ def _finish(net: "nn.Module", title: str, target: Path, report: Path | None, tra
     if as_json:
         counts = {"converted": totals.converted, "kept": totals.kept, "output": str(target), "bytes": written}
         groups = {"groups": found.groups()} if found.groups() else {}
-        print_json({**counts, "fp32_bytes": totals.fp32_bytes, "scheme": found.recipe.scheme, **groups})
+        print_json({**counts, "fp32_bytes": totals.fp32_bytes, "scheme": found.recipe.scheme, **groups, **(more or {})})
         return
     kept = [f"  kept {len(names)}: {reason}" for reason, names in found.reasons().items()]
     print_lines([*found.closing(), *kept, f"wrote {target} ({size(written)})"])

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from binarize.errors import TrainingError
 
-__all__ = ["Alone", "Processes", "Together", "find_processes"]
+__all__ = ["Alone", "Processes", "Together", "find_processes", "is_writer"]
 
 
 class Processes(abc.ABC):
@@ -142,3 +142,8 @@ class Together(Processes):
 def find_processes(net: nn.Module) -> Processes:
     """Return the processes that a launcher has started beside this one, or this one alone."""
     return Together(net) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+
+
+def is_writer() -> bool:
+    """Tell whether this is the process that writes files, without asking the others."""
+    return os.environ.get("RANK", "0") == "0"

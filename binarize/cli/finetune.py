@@ -1,0 +1,179 @@
+"""`binarize finetune`: trains a converted network against its original, or converts a model first."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import click
+
+from binarize.cli.convert import Wish, check_outputs, converted, finish
+from binarize.cli.opening import open_net, open_original, open_subject
+from binarize.cli.options import SHAPE, data_options, json_option, model_options, seed_option
+from binarize.cli.output import fail, note, progress_bar
+from binarize.cli.training import settings_of, training_bar, training_options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from binarize.data import Images
+    from binarize.finetune import History, Settings
+
+__all__ = ["Course", "finetune"]
+
+STOPPED = 130
+
+
+@click.command()
+@click.argument("network", metavar="NET|MODEL")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", required=True, help="File to write.")
+@data_options(True, "Images to train on, with labels where there is no teacher")
+@click.option("--val", metavar="SPEC", help="Labelled images to measure on after each epoch.")
+@click.option("--augment", type=click.Choice(["none", "cifar", "imagenet"]), default="none", show_default=True,
+              help="Shifts and flips, or random crops and flips of image files.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Images per batch.")
+@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Threads that read image files.")
+@click.option("--samples", type=click.IntRange(1), help="Train on so many images only.")
+@click.option("--teacher", metavar="MODEL", help="The original; for a MODEL it is that model.")
+@click.option("--teacher-arch", metavar="NAME", help="What builds the teacher of a state_dict; --arch by default.")
+@click.option("--scheme", metavar="S", help="For a MODEL: what to convert it to first.")
+@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE.toml", help="For a MODEL: the recipe.")
+@click.option(
+    "--stage", metavar="STAGE", multiple=True, help="What to train, repeatable, such as activations:epochs=5."
+)
+@click.option("--input-shape", type=SHAPE, help="Of one image file.")
+@training_options
+@click.option("--checkpoint", type=click.Path(path_type=Path), metavar="DIR", help="Keep the run's state here.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in --checkpoint, if there is one.")
+@click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda or cuda:1.")
+@click.option("--trainable", is_flag=True, help="Write the training form, with latent weights: large.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write a page about every layer.")
+@seed_option
+@model_options
+@json_option
+def finetune(
+    network: str, output: Path, report: Path | None, arch: str | None, trust: tuple[str, ...], trainable: bool,
+    teacher: str | None, teacher_arch: str | None, scheme: str | None, recipe: Path | None, as_json: bool,
+    seed: int, **given: Any,
+) -> None:  # fmt: skip
+    """Train a converted NET, or convert a MODEL and train it.
+
+    NET holds latent weights: it was written with --trainable. Under torchrun all processes train one network.
+    """
+    from binarize.artifact import is_artifact
+    from binarize.training.processes import is_writer
+
+    settings = settings_of(given, seed)
+    course = Course(settings=settings, **given)
+    course.require_readable()
+    check_outputs(output, report, (network, arch, recipe, teacher, course.data, course.val))
+    if is_artifact(network):
+        if scheme is not None or recipe is not None:
+            raise click.UsageError(f"--scheme and --recipe are for a MODEL; {network} is a converted network already")
+        subject = open_net(network, arch, trust, arch_used=teacher is not None and teacher_arch is None)
+        net, title = subject.net, subject.title
+        master = None if teacher is None else open_subject(teacher, teacher_arch or arch, trust).net
+    else:
+        net, title, original = _convert(network, arch, trust, scheme, recipe, course, seed)
+        master = original if teacher is None else open_subject(teacher, teacher_arch or arch, trust).net
+    history = course.run(net, master)
+    if history.stopped is not None:
+        fail(course.stopped(history))
+        raise click.exceptions.Exit(STOPPED)
+    if is_writer():
+        finish(net, title, output, report, trainable, as_json, {"training": history.to_dict()})
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """What to train on and how, as the options ask for it."""
+
+    settings: "Settings"
+    data: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    val: str | None = None
+    augment: str = "none"
+    batch: int = 128
+    workers: int = 0
+    samples: int | None = None
+    stage: tuple[str, ...] = ()
+    input_shape: tuple[int, ...] | None = None
+    checkpoint: Path | None = None
+    resume: bool = False
+    device: str = "cpu"
+
+    def require_readable(self) -> None:
+        """Read the specs and stages early, to fail early."""
+        from binarize.data import DataSpec
+        from binarize.errors import TrainingError
+        from binarize.recipe import StageSpec
+
+        for spec in filter(None, (self.data, self.val)):
+            DataSpec.parse(spec)
+        for stage in self.stage:
+            StageSpec.parse(stage)
+        if self.resume and self.checkpoint is None:
+            raise TrainingError("cannot resume: no folder for checkpoints is given; add --checkpoint DIR")
+
+    def run(self, net: "nn.Module", teacher: "nn.Module | None") -> "History":
+        """Train ``net`` in place, and bring it back to the processor."""
+        import torch
+
+        from binarize.errors import TrainingError
+        from binarize.finetune import finetune as run
+        from binarize.record import record_of
+
+        place = torch.device(self.device)
+        if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+            raise TrainingError(f"cannot train on {self.device!r}: torch sees no such CUDA device; use --device cpu")
+        shape = self.input_shape or record_of(net).input_shape
+        train = self._images(self.data, shape, self.augment, self.samples, shuffle=True)
+        val = None if self.val is None else self._images(self.val, shape, "none", None, shuffle=False)
+        with training_bar() as bar:
+            history = run(
+                net.to(place), train, teacher=teacher, val=val, settings=self.settings, stages=self.stage or None,
+                checkpoint=self.checkpoint, resume=self.resume, progress=bar,
+            )  # fmt: skip
+        net.cpu()
+        return history
+
+    def _images(
+        self, spec: str, shape: tuple[int, ...] | None, augment: str, samples: int | None, *, shuffle: bool
+    ) -> "Images":
+        from binarize.data import load_data
+
+        return load_data(
+            spec, mean=self.mean, std=self.std, input_shape=shape, batch_size=self.batch, limit=samples,
+            shuffle=shuffle, seed=self.settings.seed, augment=augment, workers=self.workers,
+        )  # fmt: skip
+
+    def stopped(self, history: "History") -> str:
+        """Return the line that ends a run which a signal stopped."""
+        where = f"stopped by {history.stopped}"
+        if self.checkpoint is None:
+            return f"{where}; nothing is written, because there is no --checkpoint"
+        return f"{where}; the same command with --resume goes on from {self.checkpoint}"
+
+
+def _convert(
+    model: str,
+    arch: str | None,
+    trust: tuple[str, ...],
+    scheme: str | None,
+    recipe: Path | None,
+    course: Course,
+    seed: int,
+) -> "tuple[nn.Module, str, nn.Module]":
+    """Return the converted model, its title and the original."""
+    wish = Wish(
+        scheme=scheme, recipe=recipe, keep=(), data=course.data, mean=course.mean, std=course.std, samples=None,
+        input_shape=course.input_shape, reconstruct=False, trainable=False, seed=seed,
+    )  # fmt: skip
+    asked = wish.to_recipe()
+    opened = open_original(model, arch, trust)
+    for sentence in wish.announced(opened, None):
+        note(sentence)
+    with progress_bar() as bar:
+        net = converted(opened, asked, wish, bar)
+    return net, opened.name, opened.model

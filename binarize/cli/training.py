@@ -1,0 +1,86 @@
+"""What the commands that train share: their options, and the bar that shows how a run goes."""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from binarize.finetune import Settings, Step
+
+__all__ = ["settings_of", "training_bar", "training_options"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+SMALL, SHARE = click.FloatRange(0), click.FloatRange(0, 1, max_open=True)
+
+
+def training_options(command: _Command) -> _Command:
+    """Add an option for each setting; the defaults are those of `Settings` and `Losses`."""
+    options = [
+        click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the data."),
+        click.option("--optimiser", type=click.Choice(["adam", "adamw", "sgd"]), help="adam by default."),
+        click.option("--lr", type=SMALL, help="For adam, adamw a share of each tensor's size: 0.005; for sgd 0.01."),
+        click.option("--schedule", type=click.Choice(["cosine", "linear", "step", "constant"]), help="cosine."),
+        click.option("--decay", type=SMALL, help="Weight decay: 0 for adam, 0.01 for adamw, 1e-4 for sgd."),
+        click.option("--labels", type=SMALL, help="Weight of the labels' loss: 0 with a teacher, else 1."),
+        click.option("--logits", type=SMALL, help="Weight of the loss to the teacher's outputs: 1."),
+        click.option("--blocks", type=SMALL, help="Weight of the loss to the teacher's block outputs: 0."),
+        click.option("--temperature", type=click.FloatRange(0, min_open=True), help="Of --logits: 1."),
+        click.option("--smoothing", type=SHARE, help="Of labels: 0."),
+        click.option("--ema", type=SHARE, help="Keep a running average of all values, such as 0.999."),
+        click.option("--clip", type=SMALL, help="Largest norm of the gradient; 0 for none."),
+        click.option("--accumulate", type=click.IntRange(1), help="Batches for one step: 1."),
+        click.option("--freeze-norm", is_flag=True, default=None, help="Keep normalisation statistics as they are."),
+        click.option("--bf16", is_flag=True, default=None, help="Compute in bfloat16 where that is safe."),
+        click.option("--channels-last", is_flag=True, default=None, help="Keep images channels last in memory."),
+        click.option("--compile", is_flag=True, default=None, help="Run through torch.compile."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def settings_of(given: dict[str, Any], seed: int) -> "Settings":
+    """Return the settings that the options of `training_options` ask for, taking them out of ``given``."""
+    from binarize.finetune import Losses, Settings
+
+    def taken(kind: type[Any]) -> dict[str, Any]:
+        names = [field.name for field in dataclasses.fields(kind) if field.name in given]
+        return {name: value for name in names if (value := given.pop(name)) is not None}
+
+    losses = Losses(**taken(Losses))
+    return Settings(**taken(Settings), losses=losses, seed=seed)
+
+
+@contextlib.contextmanager
+def training_bar() -> Iterator["Callable[[Step], None] | None"]:
+    """Give a callback that draws epoch, loss, accuracy, rate and the time left, or None without a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=None)
+
+        def report(step: "Step") -> None:
+            bar.update(task, description=_line(step), completed=step.done, total=step.total or None)
+
+        yield report
+
+
+def _line(step: "Step") -> str:
+    parts = [f"epoch {step.epoch}/{step.epochs}", f"loss {step.loss:.4f}"]
+    if step.top1 is not None:
+        parts.append(f"top-1 {step.top1:.1%}")
+    parts.append(f"{step.images_per_second:,.0f} images/s")
+    if step.seconds_left is not None:
+        minutes, seconds = divmod(round(step.seconds_left), 60)
+        parts.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
+    return "  ".join(parts)

@@ -1,0 +1,84 @@
+"""Image files in folders: read by several threads, cut to one size in the middle, or at random for training."""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from binarize.augment import RandomBoxes
+from binarize.errors import DataError
+
+__all__ = ["FolderReader", "image_files"]
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+@final
+class FolderReader:
+    """Reads files as ``(n, c, h, w)``.
+
+    Attributes:
+        files: in the order of their indices.
+        shape: ``(c, h, w)``.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], shape: Sequence[int], shift: Tensor, scale: Tensor, workers: int, is_cut: bool
+    ) -> None:
+        self.files, self.shape = files, tuple(shape)
+        self._shift, self._scale, self._is_cut = shift, scale, is_cut
+        self._threads = ThreadPoolExecutor(workers) if workers else None  # decoding lets go of Python's lock
+        self._image: Any = importlib.import_module("PIL.Image")
+        v2 = importlib.import_module("torchvision.transforms.v2")
+        self._resized_crop: Callable[..., Any] = v2.functional.resized_crop
+        self._to_tensor: Callable[..., Tensor] = v2.functional.pil_to_tensor
+        size = list(self.shape[1:])
+        # The usual evaluation transform: short side to 256 for a crop of 224.
+        self._middle: Callable[..., Any] = v2.Compose(
+            [v2.Resize(round(min(size) / 0.875), antialias=True), v2.CenterCrop(size)]
+        )
+
+    def __call__(self, indices: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        """Return the images at ``indices``; with a generator, for training, each cut at random and maybe mirrored."""
+        boxes = RandomBoxes(len(indices), generator) if generator is not None and self._is_cut else None
+
+        def read(place: int) -> Tensor:
+            return self._read(self.files[indices[place]], boxes, place)
+
+        places = range(len(indices))
+        pictures = list(map(read, places) if self._threads is None else self._threads.map(read, places))
+        return (torch.stack(pictures) / 255.0 - self._shift) / self._scale
+
+    def _read(self, path: Path, boxes: RandomBoxes | None, place: int) -> Tensor:
+        try:
+            with self._image.open(path) as picture:
+                image = picture.convert("L" if self.shape[0] == 1 else "RGB")
+        except OSError as error:
+            raise DataError(f"cannot read the image {str(path)!r}: {error}; remove it or write it again") from error
+        if boxes is None:
+            return self._to_tensor(self._middle(image))
+        box = boxes.box(place, image.height, image.width)
+        pixels = self._to_tensor(self._resized_crop(image, *box, list(self.shape[1:]), antialias=True))
+        return pixels.flip(2) if boxes.mirrored[place] else pixels
+
+
+def image_files(folder: Path) -> tuple[list[Path], list[int] | None]:
+    """Return the images of ``folder/class/*`` with the class's position, or those of ``folder`` without."""
+    if not folder.is_dir():
+        raise DataError(f"cannot use imagefolder:{folder}: there is no such folder; check the path")
+    groups = [sorted(_pictures(place)) for place in sorted(p for p in folder.iterdir() if p.is_dir())]
+    if any(groups):
+        pairs = [(file, label) for label, group in enumerate(groups) for file in group]
+        return [file for file, _ in pairs], [label for _, label in pairs]
+    flat = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not flat:
+        raise DataError(f"cannot use imagefolder:{folder}: it holds no images; put them in one folder per class")
+    return flat, None
+
+
+def _pictures(place: Path) -> Iterator[Path]:
+    return (path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)

@@ -1,0 +1,131 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from cli_desk import refused, run, run_json
+
+from binarize.record import record_of
+
+
+@pytest.fixture(scope="module")
+def trainable(desk):
+    path = desk.folder / "latent.safetensors"
+    words = ("convert", desk.checkpoint, "--arch", desk.factory, "--data", desk.data, "--scheme", "xnor-net")
+    result = run(*words, "--trainable", "-o", path)
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def test_a_network_is_trained_packed_and_measured(desk, trainable, tmp_path):
+    out = tmp_path / "out.safetensors"
+
+    found = run_json(
+        "finetune", trainable, "-o", out, "--data", desk.data, "--val", desk.data, "--teacher", desk.checkpoint,
+        "--arch", desk.factory, "--epochs", 2, "--batch", 16, "--augment", "cifar", "--checkpoint", tmp_path / "run",
+        "--report", tmp_path / "page.html",
+    )  # fmt: skip
+
+    epochs = found["training"]["epochs"]
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+    assert set(epochs[0]["val"]) == {"top1"}
+    assert out.stat().st_size < trainable.stat().st_size
+    assert run_json("evaluate", out, "--data", desk.data)["top1"] == pytest.approx(epochs[-1]["val"]["top1"], abs=0.05)
+    assert (tmp_path / "run" / "log.csv").is_file()
+    assert '<polyline points="0.0,' in (tmp_path / "page.html").read_text()
+
+
+def test_a_model_is_converted_first_and_is_its_own_teacher(desk, tmp_path):
+    found = run_json(
+        "finetune", desk.checkpoint, "--arch", desk.factory, "-o", tmp_path / "out.safetensors", "--data", desk.data,
+        "--scheme", "xnor-net", "--epochs", 1, "--stage", "activations:epochs=1", "--stage", "binary", "--trainable",
+    )  # fmt: skip
+
+    assert [epoch["stage"] for epoch in found["training"]["epochs"]] == ["activations:epochs=1", "binary"]
+    assert set(found["training"]["epochs"][0]["terms"]) == {"logits"}
+    assert found["scheme"] == "xnor-net"
+    from binarize.artifact import load
+
+    assert record_of(load(tmp_path / "out.safetensors")).training["settings"]["epochs"] == 1
+
+
+def test_convert_trains_too(desk, tmp_path):
+    out = tmp_path / "out.safetensors"
+
+    result = run("convert", desk.checkpoint, "--arch", desk.factory, "--data", desk.data, "--finetune", 1, "-o", out)
+
+    assert result.exit_code == 0, result.output
+    assert len(run_json("inspect", out)["details"]["training"]["epochs"]) == 1
+
+
+def test_a_stopped_command_goes_on_where_it_was(desk, trainable, tmp_path):
+    words = [
+        "finetune", str(trainable), "--data", desk.data, "--epochs", "400", "--batch", "4", "--schedule", "constant",
+        "--checkpoint", str(tmp_path / "run"), "-o", str(tmp_path / "out.safetensors"), "--labels", "1",
+    ]  # fmt: skip
+    line = [sys.executable, "-c", "from binarize.cli import main; main()", *words]
+    with subprocess.Popen(
+        line, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as process:
+        deadline = time.monotonic() + 100
+        while not (tmp_path / "run" / "log.csv").is_file() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1].startswith("binarize: stopped by SIGTERM; the same command with --resume goes on from")
+    assert not (tmp_path / "out.safetensors").exists()
+    done = len((tmp_path / "run" / "log.csv").read_text().splitlines()) - 1
+    assert 0 < done < 400
+    words[words.index("--epochs") + 1] = str(done + 1)
+    found = run_json(*words, "--resume")
+    assert len(found["training"]["epochs"]) == done + 1
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--resume",), "cannot resume: no folder for checkpoints"),
+        (("--stage", "bits"), "names no width"),
+        (("--stage", "activation"), "did you mean 'activations'"),
+        (("--val", "npx:nowhere"), "did you mean 'npz'"),
+        (("--augment", "imagenet"), "use 'cifar'"),
+        (("--device", "cuda:31"), "no such CUDA device; use --device cpu"),
+        (("--blocks", "1"), "distil without a teacher"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(desk, trainable, tmp_path, words, why):
+    said = refused("finetune", trainable, "--data", desk.data, "-o", tmp_path / "out.safetensors", *words)
+
+    assert why in said
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_packed_network_is_refused_with_the_remedy(desk, tmp_path):
+    said = refused("finetune", desk.net, "--data", desk.data, "-o", tmp_path / "out.safetensors")
+
+    assert "convert with --trainable" in said
+
+
+def test_options_for_a_model_are_refused_beside_a_network(desk, trainable, tmp_path):
+    result = run("finetune", trainable, "--data", desk.data, "--scheme", "xnor-net", "-o", tmp_path / "out")
+
+    assert result.exit_code == 2
+    assert "--scheme and --recipe are for a MODEL" in result.stderr
+
+
+def test_training_without_images_is_refused(desk, tmp_path):
+    result = run("convert", desk.checkpoint, "--arch", desk.factory, "--finetune", 1, "-o", tmp_path / "out")
+
+    assert result.exit_code == 2
+    assert "add --data" in result.stderr
+
+
+def test_json_says_why_nothing_is_a_number(desk, trainable, tmp_path):
+    result = run("finetune", trainable, "--data", desk.data, "--epochs", 1, "-o", tmp_path / "o.safetensors", "--json")
+
+    assert json.loads(result.stdout)["training"]["stopped"] is None
