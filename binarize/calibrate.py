@@ -13,6 +13,7 @@ from binarize.calibration.places import layer_places
 from binarize.calibration.reconstruct import GroupFit, reconstruct
 from binarize.calibration.rows import Rows, draw, row_count, values
 from binarize.layers.binary import BinaryConv2d, BinaryLinear, binary_layers
+from binarize.schemes.sign import SignActivation
 
 __all__ = ["CalibrationRecord", "CalibrationSettings", "LayerFit", "calibrate"]
 
@@ -121,7 +122,7 @@ def calibrate(
     batches = _split(inputs)
     layers, places = dict(binary_layers(net)), layer_places(net)
     progress = progress or (lambda stage, done, total: None)
-    work = _Calibration(layers, settings, progress)
+    work = _Calibration(layers, places, settings, progress)
     with torch.no_grad():
         calls, size = _probe(teacher, places, batches[0])
         batches = _affordable(batches, size)
@@ -138,12 +139,17 @@ class _Calibration:
     """The layers of one network, and what is known about them so far."""
 
     def __init__(
-        self, layers: Mapping[str, BinaryConv2d | BinaryLinear], settings: CalibrationSettings, progress: Progress
+        self,
+        layers: Mapping[str, BinaryConv2d | BinaryLinear],
+        places: Mapping[str, Place],
+        settings: CalibrationSettings,
+        progress: Progress,
     ) -> None:
-        self.layers, self.settings, self.progress = layers, settings, progress
+        self.layers, self.places, self.settings, self.progress = layers, places, settings, progress
         self.fits: dict[str, LayerFit] = {}
         self.skipped: dict[str, str] = {}
         self.repeated: dict[str, list[Rows]] = {}
+        self.missed: dict[str, list[Tensor]] = {}
 
     def record_repeated(
         self,
@@ -184,34 +190,59 @@ class _Calibration:
 
     def visit(self, name: str, meetings: Sequence[Meeting]) -> None:
         """Fit one layer on all batches."""
-        layer = self.layers[name]
+        layer, place = self.layers[name], self.places[name]
         generator = self._generator()
         rows = self.repeated.pop(name, None)
         if rows is None:
-            _fit_levels(layer, [meeting.input for meeting in meetings], generator)
+            _fit_levels(layer, [meeting.input for meeting in meetings], generator, place)
             count = -(-row_count(*_sizes(layer)) // len(meetings))
-            rows = [draw(layer, meeting.input, meeting.target, count, generator) for meeting in meetings]
+            targets = self._targets(place, meetings)
+            rows = [draw(layer, m.input, target, count, generator) for m, target in zip(meetings, targets, strict=True)]
         else:
-            _fit_levels(layer, [part.taps for part in rows], generator)
+            _fit_levels(layer, [part.taps for part in rows], generator, place)
         joined = Rows.join(rows)
         if len(joined.targets):
             self.fits[name] = _fit_layer(layer, joined, self.settings)
         else:
             self.skipped[name] = "its input was empty on every calibration image"
+        if place.boosted:
+            self._note_missed(layer, place, meetings)
         self.progress("calibrate", len(self.fits) + len(self.skipped), len(self.layers))
+
+    def _targets(self, place: Place, meetings: Sequence[Meeting]) -> list[Tensor]:
+        """Return what the layer should give: the teacher's output, and what the branches before it missed of it."""
+        missed = self.missed.get(place.source) if place.boosted and place.branch > 0 else None
+        if missed is None or [len(part) for part in missed] != [len(m.target) for m in meetings]:
+            return [meeting.target for meeting in meetings]
+        return [meeting.target + part for meeting, part in zip(meetings, missed, strict=True)]
+
+    def _note_missed(self, layer: BinaryConv2d | BinaryLinear, place: Place, meetings: Sequence[Meeting]) -> None:
+        """Keep how far the branches fitted so far are from the teacher together; forget it after the last branch."""
+        targets = self._targets(place, meetings)
+        self.missed.pop(place.source, None)
+        outputs = [layer.forward(meeting.input) for meeting in meetings]  # without the hook that stops there
+        same = all(y.shape == target.shape for y, target in zip(outputs, targets, strict=True))
+        if same and place.branch + 1 < place.branches:
+            self.missed[place.source] = [target - y for target, y in zip(targets, outputs, strict=True)]
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.settings.seed)
 
 
-def _fit_levels(layer: BinaryConv2d | BinaryLinear, inputs: Sequence[Tensor], generator: torch.Generator) -> None:
+def _fit_levels(
+    layer: BinaryConv2d | BinaryLinear, inputs: Sequence[Tensor], generator: torch.Generator, place: Place
+) -> None:
     """Fit the levels of the layer's input, unless another reader of the same tensor has done so."""
     activation = layer.activation
     if activation.fitted:
         return
     share = -(-VALUES // len(inputs))
     samples = torch.cat([values(x, share, generator) for x in inputs])
-    activation.set_levels(activation.basis.fit(samples))
+    basis = activation.basis
+    if isinstance(basis, SignActivation) and place.branches > 1:
+        activation.set_levels(basis.fit_spread(samples, place.branches)[place.branch])
+    else:
+        activation.set_levels(basis.fit(samples))
 
 
 def _fit_layer(layer: BinaryConv2d | BinaryLinear, rows: Rows, settings: CalibrationSettings) -> LayerFit:

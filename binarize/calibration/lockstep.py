@@ -27,10 +27,17 @@ class Place:
     Attributes:
         source: module path of the teacher's layer.
         home: module path of the branches that the layer is in, or None.
+        branch: which of them, from 0.
+        branches: how many there are.
+        boosted: whether it makes up for what the branches before it missed: it is the last weighted layer on a way to
+            the output of its group, and the branches are added up.
     """
 
     source: str
     home: str | None = None
+    branch: int = 0
+    branches: int = 1
+    boosted: bool = False
 
 
 @final

@@ -1,11 +1,11 @@
 """Which layer of the original each binary layer comes from: branches repeat the layers of a group."""
 
-from torch import nn
+from torch import fx, nn
 
 from binarize.calibration.lockstep import Place
-from binarize.layers.binary import binary_layers
+from binarize.layers.binary import BinaryLayer, binary_layers
 from binarize.layers.branches import branch_groups
-from binarize.passes.graph import join
+from binarize.passes.graph import join, module_of
 from binarize.passes.pack import graphs_of
 
 __all__ = ["layer_places"]
@@ -15,13 +15,30 @@ def layer_places(net: nn.Module) -> dict[str, Place]:
     """Return the original of every binary layer of ``net``, by its module path, in the order of modules."""
     copies: dict[str, Place] = {}
     for path, group in branch_groups(net):
-        graph = _graph_around(net, path)
-        for branch in range(len(group.bodies)):
+        graph, count = _graph_around(net, path), len(group.bodies)
+        last = _last_layers(group.bodies[0]) if group.router is None else set()
+        for branch in range(count):
             for inner, original in group.origin.items():
-                copies[f"{path}.bodies.{branch}.{inner}"] = Place(join(graph, original), path)
+                place = Place(join(graph, original), path, branch, count, inner in last)
+                copies[f"{path}.bodies.{branch}.{inner}"] = place
     return {name: copies.get(name, Place(name)) for name, _ in binary_layers(net)}
 
 
 def _graph_around(net: nn.Module, path: str) -> str:
     """Return the path of the outermost graph that calls the branches at ``path``."""
     return next(name for name, _ in graphs_of(net) if name == "" or path.startswith(f"{name}."))
+
+
+def _last_layers(body: nn.Module) -> set[str]:
+    """Return the binary layers of a branch that no other layer reads on the way to its output."""
+    if not isinstance(body, fx.GraphModule):
+        return set()
+    before: set[fx.Node] = set()  # nodes whose value reaches a weighted layer
+    for node in reversed(body.graph.nodes):
+        if any(user in before or isinstance(module_of(body, user), BinaryLayer) for user in node.users):
+            before.add(node)
+    return {
+        str(node.target)
+        for node in body.graph.nodes
+        if node not in before and isinstance(module_of(body, node), BinaryLayer)
+    }
