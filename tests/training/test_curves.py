@@ -3,8 +3,8 @@ import pytest
 from binarize.training.curves import HEIGHT, WIDTH, curves_of
 
 
-def epoch(loss, top1=None, **val):
-    return {"loss": loss, "top1": top1, "val": val}
+def epoch(loss, met=None, **val):
+    return {"loss": loss, "top1": met, "val": val}
 
 
 def test_the_largest_value_is_on_top_and_the_last_epoch_at_the_right():
