@@ -3,7 +3,7 @@ import pytest
 from binarize.training.curves import HEIGHT, WIDTH, curves_of
 
 
-def epoch(loss, met=None, **val):
+def epoch(loss, met=None, /, **val):
     return {"loss": loss, "top1": met, "val": val}
 
 
