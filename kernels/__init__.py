@@ -7,6 +7,7 @@ m weight planes, words machine words.
 if __name__ != "binarize.kernels":  # reached as ./kernels from the repository root
     raise ImportError("this folder installs as binarize.kernels; import it under that name")
 
+from binarize.kernels.codes import fold_weight, pack_codes, unfold_weight, unpack_codes
 from binarize.kernels.dispatch import levels
 from binarize.kernels.format import (
     pack_digits,
@@ -16,18 +17,32 @@ from binarize.kernels.format import (
     unpack_signs,
     words,
 )
-from binarize.kernels.ops import conv2d, conv2d_integer, conv2d_threshold, pack_thresholds, pack_uniform
+from binarize.kernels.ops import (
+    conv2d,
+    conv2d_integer,
+    conv2d_threshold,
+    encode_thresholds,
+    encode_uniform,
+    pack_thresholds,
+    pack_uniform,
+)
 
 __all__ = [
     "conv2d",
     "conv2d_integer",
     "conv2d_threshold",
+    "encode_thresholds",
+    "encode_uniform",
+    "fold_weight",
     "levels",
+    "pack_codes",
     "pack_digits",
     "pack_signs",
     "pack_thresholds",
     "pack_uniform",
     "prepare_weight",
+    "unfold_weight",
+    "unpack_codes",
     "unpack_digits",
     "unpack_signs",
     "words",

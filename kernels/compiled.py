@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from binarize.errors import ModelError
+from binarize.kernels.codes import depth
 from binarize.kernels.format import words
 from binarize.kernels.problem import Conv2dProblem
 
@@ -18,7 +19,7 @@ try:
 except ImportError:  # installed with BINARIZE_NO_KERNELS=1
     native = None
 
-__all__ = ["Compiled", "compiled_levels", "native"]
+__all__ = ["Compiled", "CompiledLevel", "compiled_levels", "native"]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -26,12 +27,25 @@ def _geometry(problem: Conv2dProblem) -> Any:
     window = [*problem.kernel, *problem.stride, *problem.padding, *problem.dilation]
     per_group = problem.out_channels // problem.groups
     terms = list(problem.weight_terms), list(problem.activation_terms)
-    return native.geometry(problem.groups, problem.words, per_group, window, *terms)
+    return native.geometry(problem.codes, problem.groups, problem.words, per_group, window, *terms)
 
 
-def compiled_levels() -> list[tuple[str, bool]]:
-    """Return name and whether this CPU runs it, best first; empty where nothing was compiled."""
-    return [] if native is None else list(native.levels())
+@final
+@dataclasses.dataclass(frozen=True)
+class CompiledLevel:
+    """One compiled level, whether this CPU runs it, and the forms of operands that it multiplies."""
+
+    name: str
+    runs_here: bool
+    forms: tuple[str, ...]
+
+
+def compiled_levels() -> list[CompiledLevel]:
+    """Return every compiled level, best first; empty where nothing was compiled."""
+    rows = [] if native is None else native.levels()
+    return [
+        CompiledLevel(name, runs, (*(["planes"] * planes), *(["codes"] * codes))) for name, runs, planes, codes in rows
+    ]
 
 
 def _address(x: Tensor | None) -> int:
@@ -113,23 +127,44 @@ class Compiled:
 
     def pack_uniform(self, x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
         """See `binarize.kernels.reference.pack_uniform`."""
-        return self._pack(x, bits, groups, low, inverse_step, None)
+        return self._pack(x, bits, groups, low, inverse_step)
 
     def pack_thresholds(self, x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
         """See `binarize.kernels.reference.pack_thresholds`."""
         return self._pack(x, thresholds.shape[0], groups, 0.0, 0.0, thresholds)
 
+    def encode_uniform(self, x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
+        """See `binarize.kernels.reference.encode_uniform`."""
+        return self._pack(x, bits, groups, low, inverse_step, codes=True)
+
+    def encode_thresholds(self, x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
+        """See `binarize.kernels.reference.encode_thresholds`."""
+        return self._pack(x, thresholds.shape[0], groups, 0.0, 0.0, thresholds, codes=True)
+
     def _pack(
-        self, x: Tensor, planes: int, groups: int, low: float, inverse_step: float, thresholds: Tensor | None
+        self,
+        x: Tensor,
+        planes: int,
+        groups: int,
+        low: float,
+        inverse_step: float,
+        thresholds: Tensor | None = None,
+        codes: bool = False,
     ) -> Tensor:
         n, c, h, w = x.shape
-        per_group = words(c // groups)
+        if codes:
+            x = x.contiguous(memory_format=torch.channels_last)
+            per_group = depth(c // groups) // 4
+            strips = 1 if thresholds is None else planes
+            out = torch.empty((n, h, w, groups, strips, 4 * per_group), dtype=torch.uint8)
+        else:
+            per_group = words(c // groups)
+            out = torch.empty((n, h, w, groups, planes, per_group), dtype=torch.int32)
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
         if not channels_last:
             x = x.contiguous()
-        out = torch.empty((n, h, w, groups, planes, per_group), dtype=torch.int32)
         layout = n, h * w, c, groups, planes, per_group, channels_last
         shared = thresholds is not None and thresholds.shape[1] == 1
         numbers = low, inverse_step, _address(thresholds), shared, torch.get_num_threads()
-        native.pack(self.index, x.data_ptr(), out.data_ptr(), *layout, *numbers)
+        native.pack(self.index, x.data_ptr(), out.data_ptr(), codes, *layout, *numbers)
         return out

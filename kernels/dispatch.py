@@ -29,6 +29,12 @@ class Kernels(Protocol):
     def pack_thresholds(self, x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
         """One digit plane per threshold."""
 
+    def encode_uniform(self, x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
+        """The uniform code as bytes."""
+
+    def encode_thresholds(self, x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
+        """One term of bytes per threshold."""
+
     def conv2d_integer(self, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> Tensor:
         """Integer accumulators."""
 
@@ -63,35 +69,44 @@ class Kernels(Protocol):
 @final
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """One row of the table. ``missing`` is why it cannot run on this machine, or None."""
+    """One row of the table.
+
+    ``missing`` is why it cannot run on this machine, or None; ``forms`` are the forms of operands that it multiplies.
+    """
 
     name: str
     kernels: Kernels
     missing: str | None
+    forms: tuple[str, ...] = ("planes", "codes")
 
     def why_not(self, problem: Conv2dProblem | None = None) -> str | None:
         """Return why this level cannot run ``problem`` (None: anything at all), or None."""
         if self.missing is not None or problem is None:
             return self.missing
+        form = "codes" if problem.codes else "planes"
+        if form not in self.forms:
+            return f"multiplies {' and '.join(self.forms)}, not {form}"
         why = problem.why_not_int32()
         if why is None and isinstance(self.kernels, Compiled):
             why = problem.why_not_native()
         return why
 
 
-_CPU_LEVELS = ("avx512_vpopcntdq", "avx2", "scalar")  # best first, as in native/levels.inc
+_CPU_LEVELS = ("avx512_vpopcntdq", "avx512_vnni", "avx2", "scalar")  # best first, as in native/levels.inc
 
 
 def _level(name: str) -> Level:
     compiled = compiled_levels()
-    names = [known for known, _ in compiled]
+    names = [known.name for known in compiled]
+    if name in names:
+        known = compiled[names.index(name)]
+        missing = None if known.runs_here else f"this CPU lacks {name}"
+        return Level(name, Compiled(names.index(name)), missing, known.forms)
     if not compiled:
-        missing: str | None = "not compiled (installed with BINARIZE_NO_KERNELS=1); reinstall without it"
-    elif name not in names:
-        missing = "not compiled for this kind of CPU"
+        missing = "not compiled (installed with BINARIZE_NO_KERNELS=1); reinstall without it"
     else:
-        missing = None if dict(compiled)[name] else f"this CPU lacks {name}"
-    return Level(name, Compiled(names.index(name) if name in names else -1), missing)
+        missing = "not compiled for this kind of CPU"
+    return Level(name, Compiled(-1), missing)
 
 
 LEVELS: tuple[Level, ...] = (  # best first

@@ -1,4 +1,6 @@
-"""The packed layout: bit order, word size, padding. The only place where it is defined; docs/packed_format.md tells it.
+"""The packed layout of planes: bit order, word size, padding. The only place where it is defined.
+
+docs/packed_format.md tells it; the layout of whole codes is in `binarize.kernels.codes`.
 
 Three forms:
 

@@ -11,11 +11,20 @@ import torch
 from torch import Tensor
 
 from binarize.errors import ModelError
+from binarize.kernels.codes import depth
 from binarize.kernels.dispatch import choose
 from binarize.kernels.format import words
 from binarize.kernels.problem import Conv2dProblem
 
-__all__ = ["conv2d", "conv2d_integer", "conv2d_threshold", "pack_thresholds", "pack_uniform"]
+__all__ = [
+    "conv2d",
+    "conv2d_integer",
+    "conv2d_threshold",
+    "encode_thresholds",
+    "encode_uniform",
+    "pack_thresholds",
+    "pack_uniform",
+]
 
 _GEOMETRY = (
     "int channels, int out_channels, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, int groups, "
@@ -24,6 +33,8 @@ _GEOMETRY = (
 _LIBRARY = torch.library.Library("binarize", "DEF")
 _LIBRARY.define("pack_uniform(Tensor x, float low, float inverse_step, int bits, int groups) -> Tensor")
 _LIBRARY.define("pack_thresholds(Tensor x, Tensor thresholds, int groups) -> Tensor")
+_LIBRARY.define("encode_uniform(Tensor x, float low, float inverse_step, int bits, int groups) -> Tensor")
+_LIBRARY.define("encode_thresholds(Tensor x, Tensor thresholds, int groups) -> Tensor")
 _LIBRARY.define(f"conv2d_integer(Tensor x, Tensor weight, {_GEOMETRY}) -> Tensor")
 _LIBRARY.define(
     "conv2d(Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? row_class, Tensor? column_class, "
@@ -45,6 +56,7 @@ def _known_problem(
     window: tuple[tuple[int, ...], ...],
     weight_terms: tuple[int, ...],
     activation_terms: tuple[int, ...],
+    codes: bool,
 ) -> Conv2dProblem:
     kernel, stride, padding, dilation = (cast("tuple[int, int]", pair) for pair in window)
     return Conv2dProblem(
@@ -57,10 +69,12 @@ def _known_problem(
         groups,
         weight_terms,
         activation_terms,
+        codes,
     )
 
 
 def _problem(
+    x: Tensor,
     channels: int,
     out_channels: int,
     kernel: _Ints,
@@ -72,7 +86,8 @@ def _problem(
     activation_terms: _Ints,
 ) -> Conv2dProblem:
     window = tuple(kernel), tuple(stride), tuple(padding), tuple(dilation)
-    return _known_problem(channels, out_channels, groups, window, tuple(weight_terms), tuple(activation_terms))
+    terms = tuple(weight_terms), tuple(activation_terms)
+    return _known_problem(channels, out_channels, groups, window, *terms, x.dtype == torch.uint8)
 
 
 def _refuse(op: str, what: str, wanted: object, seen: object) -> ModelError:
@@ -87,10 +102,11 @@ def _same(op: str, name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dt
 
 
 def _operands(op: str, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    if x.dim() != 6 or x.shape[3:] != problem.x_shape or x.dtype != torch.int32:
-        wanted = f"int32 digit planes (n, h, w, {', '.join(map(str, problem.x_shape))})"
+    dtype, form = (torch.uint8, "uint8 codes") if problem.codes else (torch.int32, "int32 digit planes")
+    if x.dim() != 6 or x.shape[3:] != problem.x_shape or x.dtype != dtype:
+        wanted = f"{form} (n, h, w, {', '.join(map(str, problem.x_shape))})"
         raise _refuse(op, "x", wanted, f"{x.dtype} of shape {tuple(x.shape)}")
-    return x.contiguous(), _same(op, "weight", weight, problem.weight_shape, torch.int32)
+    return x.contiguous(), _same(op, "weight", weight, problem.weight_shape, torch.int8 if problem.codes else dtype)
 
 
 def _border(
@@ -117,24 +133,34 @@ def _values(op: str, x: Tensor, groups: int) -> Tensor:
     return x.float()
 
 
-def _pack_uniform(x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
-    x = _values("pack_uniform", x, groups)
-    if not 1 <= bits <= 8:
-        raise _refuse("pack_uniform", "bits", "1 to 8", bits)
-    return choose().pack_uniform(x, low, inverse_step, bits, groups)
+def _uniform(op: str) -> Callable[..., Tensor]:
+    def run(x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
+        x = _values(op, x, groups)
+        if not 1 <= bits <= 8:
+            raise _refuse(op, "bits", "1 to 8", bits)
+        kernels = choose()
+        made = kernels.pack_uniform if op == "pack_uniform" else kernels.encode_uniform
+        return made(x, low, inverse_step, bits, groups)
+
+    return run
 
 
-def _pack_thresholds(x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
-    x = _values("pack_thresholds", x, groups)
-    columns = 1 if thresholds.dim() == 2 and thresholds.shape[1] == 1 else x.shape[1]
-    thresholds = _table("pack_thresholds", "thresholds", thresholds, columns, torch.float32)
-    if thresholds.shape[0] > 8:
-        raise _refuse("pack_thresholds", "thresholds", "at most 8 rows", len(thresholds))
-    return choose().pack_thresholds(x, thresholds, groups)
+def _thresholds(op: str) -> Callable[..., Tensor]:
+    def run(x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
+        x = _values(op, x, groups)
+        columns = 1 if thresholds.dim() == 2 and thresholds.shape[1] == 1 else x.shape[1]
+        thresholds = _table(op, "thresholds", thresholds, columns, torch.float32)
+        if thresholds.shape[0] > 8:
+            raise _refuse(op, "thresholds", "at most 8 rows", len(thresholds))
+        kernels = choose()
+        made = kernels.pack_thresholds if op == "pack_thresholds" else kernels.encode_thresholds
+        return made(x, thresholds, groups)
+
+    return run
 
 
 def _conv2d_integer(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
-    problem = _problem(*geometry)
+    problem = _problem(x, *geometry)
     x, weight = _operands("conv2d_integer", problem, x, weight)
     problem.checked_size(x.shape[1], x.shape[2])
     return choose(problem).conv2d_integer(problem, x, weight)
@@ -151,7 +177,7 @@ def _conv2d(
     *geometry: Any,
 ) -> Tensor:
     *shape, minimum, maximum = geometry
-    problem = _problem(*shape)
+    problem = _problem(x, *shape)
     x, weight = _operands("conv2d", problem, x, weight)
     size = problem.checked_size(x.shape[1], x.shape[2])
     scale = _same("conv2d", "scale", scale, (problem.products, problem.out_channels), torch.float32)
@@ -174,7 +200,7 @@ def _conv2d_threshold(
     column_class: Tensor | None,
     *geometry: Any,
 ) -> Tensor:
-    problem = _problem(*geometry)
+    problem = _problem(x, *geometry)
     x, weight = _operands("conv2d_threshold", problem, x, weight)
     size = problem.checked_size(x.shape[1], x.shape[2])
     if problem.products != 1:
@@ -195,27 +221,39 @@ def _fake_pack_thresholds(x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
     return x.new_empty((n, h, w, groups, thresholds.shape[0], words(c // groups)), dtype=torch.int32)
 
 
+def _fake_encode_uniform(x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
+    n, c, h, w = x.shape
+    return x.new_empty((n, h, w, groups, 1, depth(c // groups)), dtype=torch.uint8)
+
+
+def _fake_encode_thresholds(x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
+    n, c, h, w = x.shape
+    return x.new_empty((n, h, w, groups, thresholds.shape[0], depth(c // groups)), dtype=torch.uint8)
+
+
 def _fake_conv2d_integer(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
-    problem = _problem(*geometry)
+    problem = _problem(x, *geometry)
     oh, ow = problem.out_size(x.shape[1], x.shape[2])
-    return x.new_empty((x.shape[0], oh, ow, problem.products, problem.out_channels))
+    return x.new_empty((x.shape[0], oh, ow, problem.products, problem.out_channels), dtype=torch.int32)
 
 
 def _fake_conv2d(x: Tensor, weight: Tensor, scale: Tensor, *rest: Any) -> Tensor:
-    problem = _problem(*rest[4:-2])
+    problem = _problem(x, *rest[4:-2])
     oh, ow = problem.out_size(x.shape[1], x.shape[2])
     return scale.new_empty((x.shape[0], oh, ow, problem.out_channels)).permute(0, 3, 1, 2)
 
 
 def _fake_conv2d_threshold(x: Tensor, weight: Tensor, thresholds: Tensor, *rest: Any) -> Tensor:
-    problem = _problem(*rest[3:])
+    problem = _problem(x, *rest[3:])
     oh, ow = problem.out_size(x.shape[1], x.shape[2])
-    return x.new_empty((x.shape[0], oh, ow, 1, 1, words(problem.out_channels)))
+    return x.new_empty((x.shape[0], oh, ow, 1, 1, words(problem.out_channels)), dtype=torch.int32)
 
 
 _OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    "pack_uniform": (_pack_uniform, _fake_pack_uniform),
-    "pack_thresholds": (_pack_thresholds, _fake_pack_thresholds),
+    "pack_uniform": (_uniform("pack_uniform"), _fake_pack_uniform),
+    "pack_thresholds": (_thresholds("pack_thresholds"), _fake_pack_thresholds),
+    "encode_uniform": (_uniform("encode_uniform"), _fake_encode_uniform),
+    "encode_thresholds": (_thresholds("encode_thresholds"), _fake_encode_thresholds),
     "conv2d_integer": (_conv2d_integer, _fake_conv2d_integer),
     "conv2d": (_conv2d, _fake_conv2d),
     "conv2d_threshold": (_conv2d_threshold, _fake_conv2d_threshold),
@@ -226,6 +264,8 @@ for _name, (_run, _fake) in _OPS.items():
 
 pack_uniform = torch.ops.binarize.pack_uniform.default
 pack_thresholds = torch.ops.binarize.pack_thresholds.default
+encode_uniform = torch.ops.binarize.encode_uniform.default
+encode_thresholds = torch.ops.binarize.encode_thresholds.default
 conv2d_integer = torch.ops.binarize.conv2d_integer.default
 conv2d = torch.ops.binarize.conv2d.default
 conv2d_threshold = torch.ops.binarize.conv2d_threshold.default

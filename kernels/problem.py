@@ -6,6 +6,7 @@ import math
 from typing import final
 
 from binarize.errors import ModelError
+from binarize.kernels.codes import depth, folded_shape
 from binarize.kernels.format import prepared_shape, words
 
 __all__ = ["Conv2dProblem"]
@@ -21,7 +22,8 @@ class Conv2dProblem:
 
     A term is an integer made of planes: ``weight_terms=(4,)`` is one odd integer in +-15, ``(1, 1, 1)`` three signs. A
     weight term of 0 planes is the constant +1, so that its accumulator is the sum of the codes of a window.
-    There is one integer accumulator per pair of terms, weight-major.
+    There is one integer accumulator per pair of terms, weight-major. ``codes`` says in which form the operands come:
+    as planes of bits, or as codes and folded weights.
     """
 
     channels: int
@@ -33,6 +35,7 @@ class Conv2dProblem:
     groups: int
     weight_terms: tuple[int, ...]
     activation_terms: tuple[int, ...]
+    codes: bool = False
 
     def __post_init__(self) -> None:
         why = self._why_invalid()
@@ -54,7 +57,7 @@ class Conv2dProblem:
             return "every weight term needs 0 to 8 planes, and one of them at least 1"
         if not self.activation_terms or any(not 1 <= planes <= 8 for planes in self.activation_terms):
             return "every activation term needs 1 to 8 planes, and there must be one"
-        return "its weight has 2^31 words or more" if math.prod(self.weight_shape) >= _LIMIT else None
+        return "its weight has 2^31 values or more" if math.prod(self.weight_shape) >= _LIMIT else None
 
     @functools.cached_property
     def channels_per_group(self) -> int:
@@ -64,7 +67,7 @@ class Conv2dProblem:
     @functools.cached_property
     def words(self) -> int:
         """Machine words of a group's input channels."""
-        return words(self.channels_per_group)
+        return depth(self.channels_per_group) // 4 if self.codes else words(self.channels_per_group)
 
     @functools.cached_property
     def products(self) -> int:
@@ -73,14 +76,17 @@ class Conv2dProblem:
 
     @functools.cached_property
     def x_shape(self) -> tuple[int, ...]:
-        """The last three sizes of the input: groups, digit planes, words."""
+        """The last three sizes of the input: groups, digit planes, words; or groups, terms, bytes."""
+        if self.codes:
+            return (self.groups, len(self.activation_terms), depth(self.channels_per_group))
         return (self.groups, sum(self.activation_terms), self.words)
 
     @functools.cached_property
     def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the prepared weight."""
-        return prepared_shape(
-            sum(self.weight_terms),
+        """Shape of the prepared or the folded weight."""
+        shape = folded_shape if self.codes else prepared_shape
+        return shape(
+            len(self.weight_terms) if self.codes else sum(self.weight_terms),
             out_channels=self.out_channels,
             channels_per_group=self.channels_per_group,
             kernel=self.kernel,

@@ -11,10 +11,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from binarize.errors import ModelError
+from binarize.kernels.codes import pack_codes, unfold_weight, unpack_codes
 from binarize.kernels.format import pack_digits, unpack_digits, unpack_prepared
 from binarize.kernels.problem import Conv2dProblem
 
-__all__ = ["conv2d", "conv2d_integer", "conv2d_threshold", "pack_thresholds", "pack_uniform"]
+__all__ = [
+    "conv2d",
+    "conv2d_integer",
+    "conv2d_threshold",
+    "encode_thresholds",
+    "encode_uniform",
+    "pack_thresholds",
+    "pack_uniform",
+]
 
 
 def _to_float32(value: float) -> Tensor:
@@ -23,29 +32,48 @@ def _to_float32(value: float) -> Tensor:
 
 def pack_uniform(x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
     """Digit planes of ``clamp(floor((x - low) * inverse_step + 0.5), 0, 2^bits - 1)``, in float32; NaN gives code 0."""
+    return pack_digits(_uniform(x, low, inverse_step, bits), bits, groups)
+
+
+def encode_uniform(x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
+    """The codes whose digit planes `pack_uniform` gives, as bytes."""
+    return pack_codes(_uniform(x, low, inverse_step, bits).unsqueeze(0), groups)
+
+
+def _uniform(x: Tensor, low: float, inverse_step: float, bits: int) -> Tensor:
     codes = torch.floor((x - _to_float32(low)) * _to_float32(inverse_step) + 0.5)
-    codes = codes.nan_to_num(nan=0.0).clamp(0, 2**bits - 1)
-    return pack_digits(codes.long(), bits, groups)
+    return codes.nan_to_num(nan=0.0).clamp(0, 2**bits - 1).long()
 
 
 def pack_thresholds(x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
     """Digit planes whose plane j is ``not (x < thresholds[j])``; NaN gives 1."""
-    digits = ~(x.unsqueeze(1) < thresholds[None, :, :, None, None])
-    places = torch.arange(len(thresholds)).view(1, -1, 1, 1, 1)
-    return pack_digits((digits.long() << places).sum(1), len(thresholds), groups)
+    places = torch.arange(len(thresholds)).view(-1, 1, 1, 1, 1)
+    return pack_digits((_digits(x, thresholds) << places).sum(0), len(thresholds), groups)
+
+
+def encode_thresholds(x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
+    """The digit planes of `pack_thresholds` as terms of one byte each."""
+    return pack_codes(_digits(x, thresholds), groups)
+
+
+def _digits(x: Tensor, thresholds: Tensor) -> Tensor:
+    return (~(x.unsqueeze(0) < thresholds[:, None, :, None, None])).long()
 
 
 def _codes(x: Tensor, problem: Conv2dProblem) -> list[Tensor]:
     """The codes of each activation term: float64 ``(n, c, h, w)``."""
+    if problem.codes:
+        return list(unpack_codes(x, problem.channels).double())
     planes = x.split(list(problem.activation_terms), dim=4)
     return [unpack_digits(term, problem.channels).double() for term in planes]
 
 
 def _odd_weights(weight: Tensor, problem: Conv2dProblem) -> list[Tensor]:
     """The odd integers of each weight term: float64 ``(o, c / groups, kh, kw)``."""
-    signs = unpack_prepared(
-        weight, out_channels=problem.out_channels, channels_per_group=problem.channels_per_group
-    ).double()
+    sizes = {"out_channels": problem.out_channels, "channels_per_group": problem.channels_per_group}
+    if problem.codes:
+        return list(unfold_weight(weight, **sizes).double().unflatten(-1, problem.kernel))
+    signs = unpack_prepared(weight, **sizes).double()
     places = [2.0 ** torch.arange(planes, dtype=torch.float64) for planes in problem.weight_terms]
     terms = signs.split(list(problem.weight_terms))
     odd = [

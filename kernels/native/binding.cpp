@@ -22,11 +22,12 @@ int set_terms(const Ints& terms, int* planes) {
   return total;
 }
 
-Geometry make_geometry(int groups, int words, int out_channels, const Ints& window, const Ints& weight_terms,
-                       const Ints& activation_terms) {
+Geometry make_geometry(bool codes, int groups, int words, int out_channels, const Ints& window,
+                       const Ints& weight_terms, const Ints& activation_terms) {
   const auto fits = [](const Ints& terms) { return !terms.empty() && terms.size() <= kMaxPlanes; };
   if (window.size() != 8 || !fits(weight_terms) || !fits(activation_terms)) throw nb::value_error("bad geometry");
   Geometry g{};
+  g.codes = codes;
   g.groups = groups;
   g.words = words;
   g.out_channels = out_channels;
@@ -35,8 +36,12 @@ Geometry make_geometry(int groups, int words, int out_channels, const Ints& wind
   for (size_t i = 0; i < 8; ++i) *fields[i] = window[i];
   g.weight_terms = static_cast<int>(weight_terms.size());
   g.activation_terms = static_cast<int>(activation_terms.size());
-  g.total_weight_planes = set_terms(weight_terms, g.weight_planes);
-  g.total_activation_planes = set_terms(activation_terms, g.activation_planes);
+  g.weight_strips = set_terms(weight_terms, g.weight_planes);
+  g.activation_strips = set_terms(activation_terms, g.activation_planes);
+  if (codes) {
+    g.weight_strips = g.weight_terms;
+    g.activation_strips = g.activation_terms;
+  }
   return g;
 }
 
@@ -107,11 +112,12 @@ int conv2d_threshold(int level, const Geometry& g, int64_t n, int64_t h, int64_t
   return run_conv2d(level, call);
 }
 
-int pack(int level, uintptr_t x, uintptr_t out, int64_t n, int64_t pixels, int64_t channels, int groups, int planes,
-         int words, bool channels_last, double low, double inverse_step, uintptr_t thresholds, bool thresholds_shared,
-         int threads) {
+int pack(int level, uintptr_t x, uintptr_t out, bool codes, int64_t n, int64_t pixels, int64_t channels, int groups,
+         int planes, int words, bool channels_last, double low, double inverse_step, uintptr_t thresholds,
+         bool thresholds_shared, int threads) {
   const Pack call{at<const float>(x),
-                  at<uint32_t>(out),
+                  codes ? nullptr : at<uint32_t>(out),
+                  codes ? at<uint8_t>(out) : nullptr,
                   n,
                   pixels,
                   channels,
@@ -130,7 +136,8 @@ int pack(int level, uintptr_t x, uintptr_t out, int64_t n, int64_t pixels, int64
 
 nb::list levels() {
   nb::list rows;
-  for (int i = 0; i < kLevelCount; ++i) rows.append(nb::make_tuple(kLevels[i].name, kLevels[i].runs_here()));
+  for (int i = 0; i < kLevelCount; ++i)
+    rows.append(nb::make_tuple(kLevels[i].name, kLevels[i].runs_here(), kLevels[i].planes, kLevels[i].codes));
   return rows;
 }
 

@@ -2,7 +2,11 @@
 
 namespace binarize {
 
-#define LEVEL(name, condition) {#name, [] { return static_cast<bool>(condition); }, conv2d_##name, pack_##name},
+#define PLANES true, false
+#define CODES false, true
+#define BOTH true, true
+#define LEVEL(name, forms, condition) \
+  {#name, [] { return static_cast<bool>(condition); }, forms, conv2d_##name, pack_##name},
 const Level kLevels[] = {
 #include "levels.inc"
 };

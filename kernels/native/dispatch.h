@@ -7,6 +7,7 @@ namespace binarize {
 struct Level {
   const char* name;
   bool (*runs_here)();
+  bool planes, codes;  // the forms of operands that its convolution takes
   Status (*conv2d)(const Conv2d&);
   Status (*pack)(const Pack&);
 };
@@ -14,7 +15,7 @@ struct Level {
 extern const Level kLevels[];  // best first
 extern const int kLevelCount;
 
-#define LEVEL(name, condition)              \
+#define LEVEL(name, forms, condition)       \
   Status conv2d_##name(const Conv2d& call); \
   Status pack_##name(const Pack& call);
 #include "levels.inc"

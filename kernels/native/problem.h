@@ -11,20 +11,24 @@ constexpr int kMaxPlanes = 32;  // per operand, over all its terms
 enum class Status { ok = 0, no_memory = 1, class_out_of_range = 2 };
 
 // What stays the same from call to call of one convolution. Channels and words are per group.
+// Operands come in one of two forms. As planes: a word holds one bit of 32 channels, and an operand has as many strips
+// as planes. As codes: a word holds the codes of four channels, one in a byte, and an operand has a strip for each
+// term.
 struct Geometry {
+  bool codes;
   int groups, words, out_channels;
   int kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
   int weight_terms, activation_terms;  // how many terms each operand has
   int weight_planes[kMaxPlanes];       // planes of each weight term; 0 for the constant +1
   int activation_planes[kMaxPlanes];   // digit planes of each activation term
-  int total_weight_planes, total_activation_planes;
+  int weight_strips, activation_strips;
 };
 
 // Exactly one of `integers`, `values` and `digits` is set; it says which epilogue runs.
 struct Conv2d {
   const Geometry* geometry;
   int64_t n, h, w, out_h, out_w;
-  const uint32_t* x;       // (n, h, w, groups, digit planes, words)
+  const uint32_t* x;       // (n, h, w, groups, strips, words)
   const uint32_t* weight;  // prepared, see format.py
   int32_t* integers;       // (n, out_h, out_w, terms, all output channels)
   float* values;           // (n, out_h, out_w, all output channels)
@@ -42,9 +46,11 @@ struct Conv2d {
 };
 
 // With `thresholds` set, digit j is not (x < thresholds[j]); else the digits are those of the uniform code.
+// Exactly one of `out` and `codes` is set. Codes need channels_last; thresholds make one code of each digit.
 struct Pack {
   const float* x;               // (n, pixels, channels) if channels_last, else (n, channels, pixels)
   uint32_t* out;                // (n, pixels, groups, planes, words)
+  uint8_t* codes;               // (n, pixels, groups, planes if thresholds else 1, 4 * words)
   int64_t n, pixels, channels;  // channels over all groups
   int groups, planes, words;
   bool channels_last;

@@ -11,12 +11,26 @@ from torch.nn import functional as F
 
 from binarize.errors import ModelError
 from binarize.kernels import ops, reference
+from binarize.kernels.codes import fold_weight, pack_codes
 from binarize.kernels.dispatch import LEVELS
 from binarize.kernels.format import pack_digits, pack_signs, prepare_weight, unpack_digits
 from binarize.kernels.problem import Conv2dProblem
 
-level_of = pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
-faster_of = pytest.mark.parametrize("level", LEVELS[:-1], ids=lambda level: level.name)  # all but the reference itself
+
+def each(levels):
+    """Every level with every form of operands that it multiplies."""
+    pairs = [
+        pytest.param(level, form == "codes", id=f"{level.name}-{form}") for level in levels for form in level.forms
+    ]
+    return pytest.mark.parametrize(("level", "codes"), pairs)
+
+
+level_of = each(LEVELS)
+faster_of = each(LEVELS[:-1])  # all but the reference itself
+
+
+def as_codes(case, codes):
+    return dataclasses.replace(case, problem=dataclasses.replace(case.problem, codes=codes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +41,8 @@ class Case:
 
     @property
     def x(self):
+        if self.problem.codes:
+            return pack_codes(torch.stack(self.codes), self.problem.groups)
         terms = zip(self.codes, self.problem.activation_terms, strict=True)
         return torch.cat([pack_digits(code, planes, self.problem.groups) for code, planes in terms], 4)
 
@@ -34,6 +50,8 @@ class Case:
     def weight(self):
         p = self.problem
         layout = {"out_channels": p.out_channels, "channels_per_group": p.channels_per_group, "kernel": p.kernel}
+        if p.codes:
+            return fold_weight(pack_signs(self.signs), p.weight_terms, **layout, groups=p.groups)
         return prepare_weight(pack_signs(self.signs), **layout, groups=p.groups)
 
     @property
@@ -121,7 +139,8 @@ def epilogue(case, residual):
 @level_of
 @settings(max_examples=80)
 @given(case=cases())
-def test_accumulators_are_the_exact_convolutions_of_codes_with_odd_weights(level, case):
+def test_accumulators_are_the_exact_convolutions_of_codes_with_odd_weights(level, codes, case):
+    case = as_codes(case, codes)
     with forced(level, case.problem):
         seen = ops.conv2d_integer(case.x, case.weight, *case.geometry)
 
@@ -147,7 +166,8 @@ def test_a_term_without_planes_sums_the_codes_of_the_window(level, terms):
 @faster_of
 @settings(max_examples=40)
 @given(case=cases(), residual=st.booleans(), low=st.sampled_from((0.0, -float("inf"), -50.0)))
-def test_the_float_epilogue_equals_the_reference_bit_for_bit(level, case, residual, low):
+def test_the_float_epilogue_equals_the_reference_bit_for_bit(level, codes, case, residual, low):
+    case = as_codes(case, codes)
     scale, bias, rows, columns, other = epilogue(case, residual)
     with forced(level, case.problem):
         seen = ops.conv2d(case.x, case.weight, scale, bias, rows, columns, other, *case.geometry, low, 1000.0)
@@ -174,7 +194,8 @@ def test_the_reference_epilogue_is_scales_bias_residual_and_clamp(case, residual
 @level_of
 @settings(max_examples=40)
 @given(case=cases(single=True))
-def test_thresholds_compare_the_exact_sums(level, case):
+def test_thresholds_compare_the_exact_sums(level, codes, case):
+    case = as_codes(case, codes)
     p, sums = case.problem, case.sums()[:, :, :, 0]
     _, _, rows, columns, _ = epilogue(case, residual=False)
     generator = torch.Generator().manual_seed(3)
@@ -192,9 +213,13 @@ def test_thresholds_compare_the_exact_sums(level, case):
 
 @level_of
 @pytest.mark.parametrize("fill", [-1, 1])
-@pytest.mark.parametrize("terms", [(1,), (8,), (4, 4)])
-def test_equal_operands_do_not_overflow_any_narrow_counter(level, fill, terms):
-    problem = Conv2dProblem(512, 33, (3, 3), (1, 1), (1, 1), (1, 1), 1, terms, terms)
+@pytest.mark.parametrize(
+    ("weight_terms", "activation_terms"),
+    [((1,), (1,)), ((8,), (8,)), ((4, 4), (4, 4)), ((7,), (8,)), ((8,), (7,))],  # the last two: just within 16 bits
+)
+def test_equal_operands_do_not_overflow_any_narrow_counter(level, codes, fill, weight_terms, activation_terms):
+    window = (3, 3), (1, 1), (1, 1), (1, 1)
+    problem = Conv2dProblem(512, 33, *window, 1, weight_terms, activation_terms, codes)
     case = make_case(problem, 1, 4, 5, seed=0, fill=fill)
     with forced(level):
         assert torch.equal(ops.conv2d_integer(case.x, case.weight, *case.geometry).double(), case.sums())
@@ -203,12 +228,12 @@ def test_equal_operands_do_not_overflow_any_narrow_counter(level, fill, terms):
 @level_of
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("groups", [1, 5])
-def test_any_number_of_threads_gives_the_same_bits(level, kernel, groups):
-    problem = Conv2dProblem(320, 90, (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1), groups, (2,), (2,))
+def test_any_number_of_threads_gives_the_same_bits(level, codes, kernel, groups):
+    problem = Conv2dProblem(320, 90, (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1), groups, (2,), (2,), codes)
     case = make_case(problem, 2, 19, 17, seed=0)
     thresholds, flip = torch.zeros(1, 90, dtype=torch.int32), torch.zeros(90, dtype=torch.bool)
     seen = []
-    with forced(level):
+    with forced(level, problem):
         for count in (1, 2, 5):
             torch.set_num_threads(count)
             sums = ops.conv2d_integer(case.x, case.weight, *case.geometry)
@@ -220,20 +245,20 @@ def test_any_number_of_threads_gives_the_same_bits(level, kernel, groups):
 
 
 @level_of
-def test_an_empty_batch_gives_an_empty_batch(level):
-    case = make_case(Conv2dProblem(6, 5, (3, 3), (1, 1), (1, 1), (1, 1), 1, (1,), (2,)), 0, 4, 4, seed=0)
+def test_an_empty_batch_gives_an_empty_batch(level, codes):
+    case = make_case(Conv2dProblem(6, 5, (3, 3), (1, 1), (1, 1), (1, 1), 1, (1,), (2,), codes), 0, 4, 4, seed=0)
     tables = torch.zeros(1, 5), torch.zeros(1, 5), None, None, None
     with forced(level):
         assert ops.conv2d_integer(case.x, case.weight, *case.geometry).shape == (0, 4, 4, 1, 5)
         assert ops.conv2d(case.x, case.weight, *tables, *case.geometry, 0.0, 1.0).shape == (0, 5, 4, 4)
 
 
-def small_case():
-    return make_case(Conv2dProblem(6, 5, (3, 3), (1, 1), (1, 1), (1, 1), 1, (1,), (2,)), 2, 4, 4, seed=0)
+def small_case(codes=False):
+    return make_case(Conv2dProblem(6, 5, (3, 3), (1, 1), (1, 1), (1, 1), 1, (1,), (2,), codes), 2, 4, 4, seed=0)
 
 
 def small_calls():
-    case = small_case()
+    case, folded = small_case(), small_case(codes=True)
     x, weight = case.x, case.weight
     thresholds, flip = torch.zeros(6, 5, dtype=torch.int32), torch.zeros(5, dtype=torch.bool)
     scale, bias, rows, columns, residual = epilogue(case, residual=True)
@@ -243,6 +268,11 @@ def small_calls():
         (ops.conv2d, (x, weight, scale, bias, rows, columns, residual, *case.geometry, 0.0, 9.0)),
         (ops.conv2d, (x, weight, scale, bias, None, None, None, *case.geometry, 0.0, 9.0)),
         (ops.conv2d_threshold, (x, weight, thresholds, flip, rows, columns, *case.geometry)),
+        (ops.conv2d_integer, (folded.x, folded.weight, *case.geometry)),
+        (ops.conv2d, (folded.x, folded.weight, scale, bias, rows, columns, residual, *case.geometry, 0.0, 9.0)),
+        (ops.conv2d_threshold, (folded.x, folded.weight, thresholds, flip, rows, columns, *case.geometry)),
+        (ops.encode_uniform, (floats, 0.0, 3.0, 4, 2)),
+        (ops.encode_thresholds, (floats, torch.zeros(2, 6), 1)),
         (ops.pack_uniform, (floats, 0.0, 3.0, 4, 2)),
         (ops.pack_thresholds, (floats, torch.zeros(2, 6), 1)),
     ]
@@ -255,6 +285,7 @@ def test_schema_fake_and_dispatch_of_each_op_hold(op, arguments):
 
 @pytest.mark.parametrize(("op", "arguments"), small_calls(), ids=lambda part: getattr(part, "__name__", ""))
 def test_compiled_graphs_hold_each_op_whole(op, arguments):
+    torch.compiler.reset()  # else the ops share one limit of recompilations
     compiled = torch.compile(lambda *inputs: op(*inputs), fullgraph=True, backend="aot_eager")
 
     assert torch.equal(compiled(*arguments), op(*arguments))
@@ -265,12 +296,12 @@ def refused(changes):
     scale, bias, rows, columns, residual = epilogue(case, residual=True)
     named = {"x": case.x, "weight": case.weight, "scale": scale, "bias": bias, "row_class": rows}
     named |= {"column_class": columns, "residual": residual}
-    fields = [field.name for field in dataclasses.fields(Conv2dProblem)]
+    fields = [field.name for field in dataclasses.fields(Conv2dProblem) if field.name != "codes"]
     named |= dict(zip(fields, case.geometry, strict=True)) | {"minimum": 0.0, "maximum": 1.0}
     return ops.conv2d(**(named | changes))
 
 
-@level_of
+@pytest.mark.parametrize("level", [level for level in LEVELS if "planes" in level.forms], ids=lambda level: level.name)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -297,6 +328,20 @@ def refused(changes):
 def test_bad_arguments_are_refused_by_name_and_crash_nothing(level, changes, said):
     with forced(level), pytest.raises(ModelError, match=said):
         refused(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"x": torch.zeros(2, 4, 4, 1, 2, 8, dtype=torch.uint8)}, "x must be uint8 codes"),
+        ({"weight": torch.zeros(3, dtype=torch.int8)}, "weight must be torch.int8"),
+        ({"weight": small_case().weight}, "weight must be torch.int8"),
+    ],
+)
+def test_codes_want_folded_weights(changes, said):
+    folded = small_case(codes=True)
+    with pytest.raises(ModelError, match=said):
+        refused({"x": folded.x, "weight": folded.weight} | changes)
 
 
 def test_thresholds_refuse_more_than_one_accumulator():

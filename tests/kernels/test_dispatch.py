@@ -10,26 +10,28 @@ from binarize.kernels.compiled import Compiled
 from binarize.kernels.problem import Conv2dProblem
 
 
-def problem(channels=8, weight_terms=(1,), activation_terms=(1,), kernel=(1, 1)):
-    return Conv2dProblem(channels, 8, kernel, (1, 1), (0, 0), (1, 1), 1, weight_terms, activation_terms)
+def problem(channels=8, weight_terms=(1,), activation_terms=(1,), kernel=(1, 1), codes=False):
+    return Conv2dProblem(channels, 8, kernel, (1, 1), (0, 0), (1, 1), 1, weight_terms, activation_terms, codes)
 
 
 def test_levels_are_listed_best_first_and_the_reference_always_runs():
-    assert [name for name, _ in levels()] == ["avx512_vpopcntdq", "avx2", "scalar", "reference"]
+    assert [name for name, _ in levels()] == ["avx512_vpopcntdq", "avx512_vnni", "avx2", "scalar", "reference"]
     assert dict(levels())["reference"] is None
 
 
-def test_the_first_level_that_runs_is_chosen(monkeypatch):
+@pytest.mark.parametrize("codes", [False, True])
+def test_the_first_level_that_runs_is_chosen(monkeypatch, codes):
     monkeypatch.delenv("BINARIZE_KERNEL", raising=False)
-    best = next(level for level in dispatch.LEVELS if level.why_not() is None)
+    form = "codes" if codes else "planes"
+    best = next(level for level in dispatch.LEVELS if level.why_not() is None and form in level.forms)
 
-    assert dispatch.choose(problem()) is best.kernels
+    assert dispatch.choose(problem(codes=codes)) is best.kernels
 
 
 @pytest.mark.parametrize("level", dispatch.LEVELS, ids=lambda level: level.name)
 def test_the_environment_forces_one_level(monkeypatch, level):
     monkeypatch.setenv("BINARIZE_KERNEL", level.name)
-    if level.why_not():
+    if level.why_not(problem()):
         with pytest.raises(NoKernelError, match=level.name):
             dispatch.choose(problem())
     else:
@@ -39,7 +41,9 @@ def test_the_environment_forces_one_level(monkeypatch, level):
 def test_an_unknown_level_is_an_error_that_names_the_known_ones(monkeypatch):
     monkeypatch.setenv("BINARIZE_KERNEL", "avx3")
 
-    with pytest.raises(NoKernelError, match=r"did you mean 'avx2'.*avx512_vpopcntdq, avx2, scalar, reference"):
+    with pytest.raises(
+        NoKernelError, match=r"did you mean 'avx2'.*avx512_vpopcntdq, avx512_vnni, avx2, scalar, reference"
+    ):
         dispatch.choose(problem())
 
 
@@ -51,7 +55,9 @@ def test_sums_past_int32_are_refused_by_every_level_with_the_reason(monkeypatch)
         dispatch.choose(wide)
 
     runnable = [level.name for level in dispatch.LEVELS if level.missing is None]
-    assert all("int32 limit" in caught.value.reasons[name] for name in runnable)
+    multiplies_planes = [level.name for level in dispatch.LEVELS if "planes" in level.forms]
+    assert all("int32 limit" in caught.value.reasons[name] for name in runnable if name in multiplies_planes)
+    assert all("multiplies codes" in caught.value.reasons[name] for name in runnable if name not in multiplies_planes)
 
 
 def test_the_largest_problem_within_int32_is_accepted():
@@ -68,7 +74,7 @@ def test_more_planes_than_native_code_holds_go_to_the_reference(monkeypatch):
 def test_without_the_compiled_module_the_reference_runs_and_the_reasons_say_so(monkeypatch):
     monkeypatch.setattr("binarize.kernels.dispatch.compiled_levels", list)
 
-    rows = [dispatch._level(name) for name in ("avx512_vpopcntdq", "avx2", "scalar")]
+    rows = [dispatch._level(name) for name in ("avx512_vpopcntdq", "avx512_vnni", "avx2", "scalar")]
 
     assert all("BINARIZE_NO_KERNELS" in str(row.why_not(problem())) for row in rows)
     assert all(isinstance(row.kernels, Compiled) for row in rows)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from binarize.errors import ModelError
 from binarize.kernels import ops, reference
+from binarize.kernels.codes import pack_codes, unpack_codes
 from binarize.kernels.dispatch import LEVELS
 from binarize.kernels.format import unpack_digits
 
@@ -55,8 +56,11 @@ def test_uniform_codes_follow_their_formula(layout, shape, groups, bits, low, in
         if level.why_not() is None:
             with mock.patch.dict(os.environ, BINARIZE_KERNEL=level.name):
                 packed = ops.pack_uniform(x, low, inverse_step, bits, groups)
+                encoded = ops.encode_uniform(x, low, inverse_step, bits, groups)
             assert torch.equal(unpack_digits(packed, c * groups), codes), level.name
             assert torch.equal(packed, reference.pack_uniform(x, low, inverse_step, bits, groups)), level.name
+            assert torch.equal(unpack_codes(encoded, c * groups)[0], codes), level.name
+            assert torch.equal(encoded, pack_codes(codes[None], groups)), level.name  # spare bytes are 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -79,8 +83,10 @@ def test_a_digit_is_set_unless_the_value_is_below_its_threshold(layout, shape, g
         if level.why_not() is None:
             with mock.patch.dict(os.environ, BINARIZE_KERNEL=level.name):
                 packed = ops.pack_thresholds(x, thresholds, groups)
+                encoded = ops.encode_thresholds(x, thresholds, groups)
             assert torch.equal(unpack_digits(packed, c * groups), codes), level.name
             assert torch.equal(packed, reference.pack_thresholds(x, thresholds, groups)), level.name
+            assert torch.equal(encoded, pack_codes(digits.long().transpose(0, 1), groups)), level.name
 
 
 def test_nan_is_code_zero_and_above_every_threshold(level):

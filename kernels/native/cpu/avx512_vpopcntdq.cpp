@@ -10,6 +10,7 @@
 // 7 pixels x 2 registers of channels are 14 sums and 14 carries: with two weights and two temporaries all 32 registers.
 #include <immintrin.h>
 
+#include "avx512.h"
 #include "conv2d.h"
 #include "pack.h"
 
@@ -36,7 +37,7 @@ inline __attribute__((always_inline)) void add_pair(const uint32_t* digits, __m5
         [second_signs] "v"(second_signs));
 }
 
-struct Avx512Vpopcntdq {
+struct Avx512Vpopcntdq : Avx512 {
   static constexpr int kTile = 7;
   static constexpr double kWordsPerMicrosecond = 35000;
 
@@ -83,33 +84,6 @@ struct Avx512Vpopcntdq {
 #pragma GCC unroll 2
       for (int vector = 0; vector < kVectors; ++vector)
         _mm512_storeu_si512(counts[pixel] + 16 * vector, pairs[pixel][vector]);
-  }
-
-  static uint32_t at_least(const int32_t* a, const int32_t* b) {
-    const uint32_t low = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
-    const uint32_t high = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(a + 16), _mm512_loadu_si512(b + 16));
-    return low | high << 16;
-  }
-
-  static uint32_t not_below(const float* x, const float* thresholds) {
-    const uint32_t low = _mm512_cmp_ps_mask(_mm512_loadu_ps(x), _mm512_loadu_ps(thresholds), _CMP_NLT_UQ);
-    const uint32_t high = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(thresholds + 16), _CMP_NLT_UQ);
-    return low | high << 16;
-  }
-
-  static __m512i codes(const float* x, float low, float inverse_step, float top) {
-    const __m512 shifted = _mm512_sub_ps(_mm512_loadu_ps(x), _mm512_set1_ps(low));
-    const __m512 code = _mm512_add_ps(_mm512_mul_ps(shifted, _mm512_set1_ps(inverse_step)), _mm512_set1_ps(0.5f));
-    return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(code, _mm512_setzero_ps()), _mm512_set1_ps(top)));  // NaN: 0
-  }
-
-  static void encode(const float* x, float low, float inverse_step, float top, int planes, uint32_t* words) {
-    const __m512i first = codes(x, low, inverse_step, top), second = codes(x + 16, low, inverse_step, top);
-    for (int plane = 0; plane < planes; ++plane) {
-      const __m512i digit = _mm512_set1_epi32(1 << plane);
-      words[plane] = static_cast<uint32_t>(_mm512_test_epi32_mask(first, digit)) |
-                     static_cast<uint32_t>(_mm512_test_epi32_mask(second, digit)) << 16;
-    }
   }
 };
 

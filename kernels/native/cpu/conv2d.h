@@ -124,8 +124,7 @@ inline bool classes_fit(const Conv2d& call) {
 inline bool allocate(Plan& plan) {
   const Geometry& g = *plan.call->geometry;
   const size_t run_bytes = aligned(static_cast<size_t>(plan.taps) * sizeof(Run));
-  const size_t pass_bytes =
-      aligned(static_cast<size_t>(g.total_weight_planes * g.total_activation_planes) * sizeof(Pass));
+  const size_t pass_bytes = aligned(static_cast<size_t>(g.weight_strips * g.activation_strips) * sizeof(Pass));
   plan.product_count = g.weight_terms * g.activation_terms;
   const size_t product_bytes = aligned(static_cast<size_t>(plan.product_count) * sizeof(Product));
   plan.part_bytes = lay_out(plan, nullptr).bytes;

@@ -1,6 +1,7 @@
 // From counts to outputs. The dot product of a window with odd weights is
-//   odd_sum * popcounts(window) - 2 * counts,
-// taken modulo 2^32, which is exact because the caller keeps the true value below 2^31.
+//   odd_sum * window - 2 * counts
+// with the sum of the window's codes (the popcounts of its planes, weighted), taken modulo 2^32, which is exact because
+// the caller keeps the true value below 2^31.
 #pragma once
 
 #include <string.h>

@@ -1,4 +1,4 @@
-// Float activations to digit planes, around a level's comparisons of 32 values at a time.
+// Float activations to digit planes, around a level's comparisons of 32 values at a time; and to codes, a byte each.
 #pragma once
 
 #include <string.h>
@@ -145,19 +145,72 @@ void pack_columns(const void* context, int part, int parts) {
   }
 }
 
+inline int pack_parts(const Pack& call) {
+  constexpr int64_t kFewestValues = 1 << 16;  // below, sharing out costs more than it gives
+  const int64_t worth = call.n * call.pixels * call.channels / kFewestValues + 1;
+  return static_cast<int>(worth < call.threads ? worth : call.threads);
+}
+
 template <class Level, class Digits>
 void pack_with(const Pack& call) {
-  constexpr int64_t kFewestValues = 1 << 16;  // below, sharing out costs more than it gives
   const Digits digits(call);
-  const int64_t worth = call.n * call.pixels * call.channels / kFewestValues + 1;
-  const int parts = static_cast<int>(worth < call.threads ? worth : call.threads);
-  run_parts(parts, call.channels_last ? pack_rows<Level, Digits> : pack_columns<Level, Digits>, &digits);
+  run_parts(pack_parts(call), call.channels_last ? pack_rows<Level, Digits> : pack_columns<Level, Digits>, &digits);
+}
+
+__attribute__((always_inline)) inline void code_uniform(const Pack& call, const float* x, int64_t count, uint8_t* to) {
+  const float low = call.low, inverse_step = call.inverse_step, top = static_cast<float>((1 << call.planes) - 1);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i)
+    to[i] = static_cast<uint8_t>(static_cast<int32_t>(clamped_code(x[i], low, inverse_step, top)));
+}
+
+inline void code_thresholds(const Pack& call, int plane, const float* x, int64_t channel, int64_t count, uint8_t* to) {
+  if (call.thresholds_shared) {
+    const float level = call.thresholds[plane];
+#pragma GCC ivdep
+    for (int64_t i = 0; i < count; ++i) to[i] = !(x[i] < level);
+    return;
+  }
+  const float* levels = call.thresholds + plane * call.channels + channel;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) to[i] = !(x[i] < levels[i]);
+}
+
+// The codes of one group of a pixel: a strip for each term, filled up with zeros.
+inline void code_group(const Pack& call, const float* x, int64_t channel, int64_t per_group, uint8_t* to) {
+  const int64_t size = 4 * static_cast<int64_t>(call.words), spare = size - per_group;
+  const int strips = call.thresholds == nullptr ? 1 : call.planes;
+  for (int strip = 0; strip < strips; ++strip, to += size) {
+    if (call.thresholds == nullptr)
+      code_uniform(call, x, per_group, to);
+    else
+      code_thresholds(call, strip, x, channel, per_group, to);
+    if (spare > 0) memset(to + per_group, 0, static_cast<size_t>(spare));
+  }
+}
+
+inline void code_pixels(const void* context, int part, int parts) {
+  const Pack& call = *static_cast<const Pack*>(context);
+  const int64_t pixels = call.n * call.pixels, per_group = call.channels / call.groups;
+  const int64_t first = pixels * part / parts, last = pixels * (part + 1) / parts;
+  if (call.thresholds == nullptr && per_group == 4 * static_cast<int64_t>(call.words)) {  // nothing to fill up
+    code_uniform(call, call.x + first * call.channels, (last - first) * call.channels,
+                 call.codes + first * call.channels);
+    return;
+  }
+  const int64_t group_bytes = 4 * static_cast<int64_t>(call.words) * (call.thresholds == nullptr ? 1 : call.planes);
+  for (int64_t pixel = first; pixel < last; ++pixel)
+    for (int group = 0; group < call.groups; ++group)
+      code_group(call, call.x + pixel * call.channels + group * per_group, group * per_group, per_group,
+                 call.codes + (pixel * call.groups + group) * group_bytes);
 }
 
 template <class Level>
 Status pack(const Pack& call) {
   if (call.n * call.pixels == 0) return Status::ok;
-  if (call.thresholds != nullptr)
+  if (call.codes != nullptr)
+    run_parts(pack_parts(call), code_pixels, &call);
+  else if (call.thresholds != nullptr)
     pack_with<Level, ThresholdDigits<Level>>(call);
   else
     pack_with<Level, UniformDigits<Level>>(call);

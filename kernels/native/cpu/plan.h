@@ -15,7 +15,7 @@ struct Product {
   const Pass* passes;
   int pass_count;
   int activation_term;
-  uint32_t odd_sum;  // the odd weight of a tap with no bit set: 2^planes - 1, or the constant 1 where there are none
+  uint32_t odd_sum;  // the odd weight where nothing is counted: 2^planes - 1, of codes -1; or the constant 1
 };
 
 struct Plan {
@@ -75,7 +75,7 @@ inline void set_extents(Plan& plan) {
 
 inline void set_strides(Plan& plan) {
   const Geometry& g = *plan.call->geometry;
-  const int64_t planes = g.total_activation_planes, pixel = static_cast<int64_t>(g.groups) * planes * g.words;
+  const int64_t strips = g.activation_strips, pixel = static_cast<int64_t>(g.groups) * strips * g.words;
   plan.taps = static_cast<int64_t>(g.kernel_h) * g.kernel_w;
   plan.image_words = plan.input_h * plan.input_w * pixel;
   plan.copies = g.padding_h > 0 || g.padding_w > 0 || (plan.taps > 1 && pixel != g.words);
@@ -83,20 +83,20 @@ inline void set_strides(Plan& plan) {
     plan.view_w = plan.input_w + 2 * static_cast<int64_t>(g.padding_w);
     plan.pixel = g.words;
     plan.plane = plan.view_w * g.words;
-    plan.group = plan.plane * planes;
+    plan.group = plan.plane * strips;
     plan.row = plan.group * g.groups;
   } else {
     plan.view_w = plan.input_w;
     plan.pixel = pixel;
     plan.plane = g.words;
-    plan.group = planes * g.words;
+    plan.group = strips * g.words;
     plan.row = plan.view_w * pixel;
   }
   plan.blocks = ceil_div(g.out_channels, kLanes);
   plan.units = plan.blocks * g.groups;
   plan.block_words = plan.taps * g.words * kLanes;
   plan.plane_words = plan.block_words * plan.blocks;
-  plan.group_words = plan.plane_words * g.total_weight_planes;
+  plan.group_words = plan.plane_words * g.weight_strips;
 }
 
 inline int fill_runs(const Plan& plan, Run* runs) {
@@ -131,8 +131,21 @@ inline int fill_passes(const Plan& plan, int first_weight, int weights, int firs
   return count;
 }
 
+// A pass of codes multiplies whole terms.
+inline void fill_code_products(const Plan& plan, Product* products, Pass* passes) {
+  const Geometry& g = *plan.call->geometry;
+  for (int w = 0; w < g.weight_terms; ++w) {
+    const bool constant = g.weight_planes[w] == 0;
+    for (int a = 0; a < g.activation_terms; ++a, ++passes) {
+      *passes = {a * plan.plane, w * plan.plane_words, true};
+      *products++ = {passes, constant ? 0 : 1, a, constant ? 1u : ~0u};
+    }
+  }
+}
+
 inline void fill_products(const Plan& plan, Product* products, Pass* passes) {
   const Geometry& g = *plan.call->geometry;
+  if (g.codes) return fill_code_products(plan, products, passes);
   int first_weight = 0;
   for (int w = 0; w < g.weight_terms; ++w) {
     int first_digit = 0;
@@ -156,8 +169,8 @@ inline void share_out(Plan& plan, double words_per_microsecond) {
   const Geometry& g = *call.geometry;
   constexpr double kFewestMicroseconds = 10;  // a fork and join costs some two
   const int64_t all_rows = plan.images * plan.rows;
-  const double words = static_cast<double>(all_rows) * plan.columns * plan.units * plan.block_words *
-                       g.total_weight_planes * g.total_activation_planes;
+  const double words = static_cast<double>(all_rows) * plan.columns * plan.units * plan.block_words * g.weight_strips *
+                       g.activation_strips;
   const double worth = words / (words_per_microsecond * kFewestMicroseconds);
   const int64_t parts = worth < call.threads ? static_cast<int64_t>(worth) : call.threads;
   // Blocks of channels that do not start at a word of the digits would have two threads write one word.

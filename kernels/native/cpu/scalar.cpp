@@ -69,9 +69,39 @@ struct Scalar {
   }
 };
 
+struct ScalarCodes : Scalar {
+  template <int P>
+  static void count(const Operands& operands, const uint32_t* const* pixels, uint32_t (*counts)[kLanes]) {
+    for (int pixel = 0; pixel < P; ++pixel) {
+      uint32_t sums[kLanes] = {};
+      for (int index = 0; index < operands.pass_count; ++index) {
+        const Pass& pass = operands.passes[index];
+        add_products(operands, pixels[pixel] + pass.digits, operands.weight + pass.weight, sums);
+      }
+      memcpy(counts[pixel], sums, sizeof(sums));
+    }
+  }
+
+  static void add_products(const Operands& operands, const uint32_t* codes, const uint32_t* weight, uint32_t* sums) {
+    for (int index = 0; index < operands.run_count; ++index) {
+      const Run run = operands.runs[index];
+      const uint8_t* code = reinterpret_cast<const uint8_t*>(codes + run.offset);
+      for (int word = 0; word < run.words; ++word, weight += kLanes, code += 4) {
+        const int8_t* folded = reinterpret_cast<const int8_t*>(weight);
+#pragma GCC ivdep
+        for (int lane = 0; lane < kLanes; ++lane)
+          for (int channel = 0; channel < 4; ++channel)
+            sums[lane] += static_cast<uint32_t>(code[channel] * folded[4 * lane + channel]);
+      }
+    }
+  }
+};
+
 }  // namespace
 
-Status conv2d_scalar(const Conv2d& call) { return conv2d<Scalar>(call); }
+Status conv2d_scalar(const Conv2d& call) {
+  return call.geometry->codes ? conv2d<ScalarCodes>(call) : conv2d<Scalar>(call);
+}
 Status pack_scalar(const Pack& call) { return pack<Scalar>(call); }
 
 }  // namespace binarize

@@ -3,7 +3,8 @@
 // A level is a struct with
 //   kTile            pixels in a full tile
 //   kWordsPerMicrosecond  products of 32 binary taps per microsecond and core, for sharing out work
-//   count<P>(operands, pixels, counts)   counts[p][lane] = sum over passes of 2^weight * popcount(digits & weight bits)
+//   count<P>(operands, pixels, counts)   counts[p][lane]: of planes, the sum over passes of 2^weight *
+//                                        popcount(digits & weight bits); of codes, the sum of code * folded weight
 //   at_least(a, b)                       32 comparisons a >= b as one word
 //   encode(x, low, inverse_step, top, planes, words)  digit planes of 32 values
 //   not_below(x, thresholds)             32 comparisons !(x < threshold) as one word
@@ -21,14 +22,14 @@ constexpr int kLanes = 32;              // output channels of a block
 constexpr int kMostPixels = 7;          // of any level's tile
 constexpr int kPairWords = 2 * kLanes;  // weight words that two words of every lane take
 
-// Words that are contiguous both in the digit planes and in the weight: one tap, or the taps of one kernel row.
+// Words that are contiguous both in the activation and in the weight: one tap, or the taps of one kernel row.
 struct Run {
   int32_t offset;
   int32_t words;
 };
 
 // One (digit plane, weight plane) product. Passes come by falling weight 2^(i + j); after the last of a weight the
-// count is closed, and what comes next counts half as much (Horner's rule).
+// count is closed, and what comes next counts half as much (Horner's rule). Of codes, a pass is a pair of terms.
 struct Pass {
   int64_t digits;
   int64_t weight;

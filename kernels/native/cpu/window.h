@@ -20,12 +20,12 @@ inline void copy_words(uint32_t* to, const uint32_t* from, int64_t pixels, int64
     return;
   }
   for (int64_t x = 0; x < pixels; ++x)
-    for (int64_t word = 0; word < words; word += 2) memcpy(to + x * words + word, from + x * from_stride + word, 8);
+    for (int64_t word = 0; word < words; ++word) to[x * words + word] = from[x * from_stride + word];
 }
 
 inline void copy_row(const Plan& plan, const uint32_t* from, uint32_t* to) {
   const Geometry& g = *plan.call->geometry;
-  const int64_t strips = static_cast<int64_t>(g.groups) * g.total_activation_planes, border = g.padding_w * g.words;
+  const int64_t strips = static_cast<int64_t>(g.groups) * g.activation_strips, border = g.padding_w * g.words;
   for (int64_t strip = 0; strip < strips; ++strip, to += plan.plane) {
     memset(to, 0, static_cast<size_t>(border) * 4);
     copy_words(to + border, from + strip * g.words, plan.input_w, g.words, strips * g.words);
@@ -63,6 +63,15 @@ inline void add_popcounts(const uint32_t* words, int64_t stride, int64_t count, 
   }
 }
 
+inline void add_codes(const uint32_t* words, int64_t stride, int64_t count, int64_t pixels, int32_t* sums) {
+  for (int64_t x = 0; x < pixels; ++x) {
+    const uint8_t* codes = reinterpret_cast<const uint8_t*>(words + x * stride);
+    int32_t sum = 0;
+    for (int64_t channel = 0; channel < 4 * count; ++channel) sum += codes[channel];
+    sums[x] += sum;
+  }
+}
+
 __attribute__((always_inline)) inline void add_strided(const int32_t* from, int64_t stride, int64_t count,
                                                        int32_t* sums) {
 #pragma GCC ivdep
@@ -91,13 +100,19 @@ inline void count_windows(const Plan& plan, const Chunk& chunk, const Workspace&
   const int64_t maps = static_cast<int64_t>(g.activation_terms) * g.groups;
   memset(space.popcounts, 0, static_cast<size_t>(maps * area) * 4);
   memset(space.windows, 0, static_cast<size_t>(maps * chunk.pixels()) * 4);
-  int plane = 0;
+  int strip = 0;
   for (int term = 0; term < g.activation_terms; ++term) {
-    for (int place = 0; place < g.activation_planes[term]; ++place, ++plane)
+    const int strips = g.codes ? 1 : g.activation_planes[term];
+    for (int place = 0; place < strips; ++place, ++strip)
       for (int group = 0; group < g.groups; ++group)
-        for (int64_t row = 0; row < rows; ++row)
-          add_popcounts(chunk.view + row * plan.row + group * plan.group + plane * plan.plane, plan.pixel, g.words,
-                        width, place, space.popcounts + (term * g.groups + group) * area + row * plan.view_w);
+        for (int64_t row = 0; row < rows; ++row) {
+          const uint32_t* from = chunk.view + row * plan.row + group * plan.group + strip * plan.plane;
+          int32_t* sums = space.popcounts + (term * g.groups + group) * area + row * plan.view_w;
+          if (g.codes)
+            add_codes(from, plan.pixel, g.words, width, sums);
+          else
+            add_popcounts(from, plan.pixel, g.words, width, place, sums);
+        }
   }
   for (int64_t map = 0; map < maps; ++map)
     add_taps(plan, chunk, space.popcounts + map * area, space.windows + map * chunk.pixels());
