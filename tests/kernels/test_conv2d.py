@@ -150,9 +150,9 @@ def test_accumulators_are_the_exact_convolutions_of_codes_with_odd_weights(level
 
 @level_of
 @pytest.mark.parametrize("terms", [(0, 1), (1, 0, 0, 8), (0, 2)])
-def test_a_term_without_planes_sums_the_codes_of_the_window(level, terms):
+def test_a_term_without_planes_sums_the_codes_of_the_window(level, codes, terms):
     """papers 1.4: the offset of a weight meets every activation plane in its window sum alone."""
-    case = make_case(Conv2dProblem(70, 40, (3, 2), (2, 1), (1, 3), (1, 2), 2, terms, (3, 1)), 2, 7, 6, seed=1)
+    case = make_case(Conv2dProblem(70, 40, (3, 2), (2, 1), (1, 3), (1, 2), 2, terms, (3, 1), codes), 2, 7, 6, seed=1)
     with forced(level):
         seen = ops.conv2d_integer(case.x, case.weight, *case.geometry).double()
 
