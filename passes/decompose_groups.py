@@ -9,6 +9,7 @@ from torch import fx
 
 from binarize.layers.branches import Branches, Gate, Router
 from binarize.passes.base import Pass, PassResult
+from binarize.passes.capture import WEIGHTED
 from binarize.passes.decompose_layers import DecomposeLayers
 from binarize.passes.dilate import set_rates, why_no_rates
 from binarize.passes.graph import add_module, delete_if_unused, module_of, put
@@ -124,7 +125,7 @@ class DecomposeGroups(Pass):
             router = Router(channels, structure.stored, structure.executed)
         module = Branches(
             bodies,
-            {inner_path(region.name, path): path for path in layers},
+            {inner_path(region.name, path): path for path in _weighted(gm, region)},
             gate=None if gate else Gate(structure.stored if structure.gates == "branch" else 1),
             scaled=structure.scales == "learnt",
             router=router,
@@ -156,7 +157,8 @@ class _Made:
     def __init__(self, gm: fx.GraphModule, region: Region, module: Branches, own: Sequence[fx.Node]) -> None:
         self.module = module
         pending = add_module(gm, "pending_branches", module)  # its place is free when the group is gone
-        with gm.graph.inserting_after(region.exit):
+        # What comes later in the graph may overwrite the input: it is read where the group first read it.
+        with gm.graph.inserting_before(next(node for node in region.nodes if region.entry in node.all_input_nodes)):
             self.call = gm.graph.call_module(pending, (region.entry, *own))
         self.total, self.own = self.call, list[fx.Node]()
         region.exit.replace_all_uses_with(self.call)
@@ -226,6 +228,12 @@ def _place(gm: fx.GraphModule, name: str, module: Branches) -> str:
         return name
     parent = name.split("-")[0].rpartition(".")[0]
     return add_module(gm, f"{parent}.branches" if parent else "branches", module)
+
+
+def _weighted(gm: fx.GraphModule, region: Region) -> list[str]:
+    """Return the paths of all weighted layers of a region, those that stay in full precision included."""
+    paths = [str(node.target) for node in region.nodes if isinstance(module_of(gm, node), WEIGHTED)]
+    return list(dict.fromkeys(paths))
 
 
 def _channels(gm: fx.GraphModule, region: Region) -> int | None:

@@ -9,7 +9,7 @@ from torch import fx
 from binarize.passes.graph import first_input, flowing
 from binarize.passes.operations import is_inplace
 
-__all__ = ["AUGMENTED", "thread_inplace"]
+__all__ = ["AUGMENTED", "can_spare", "spare_input", "thread_inplace"]
 
 # `x += y` and its relatives: how the interpreter spells each, in place and not
 AUGMENTED: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]] = {
@@ -43,3 +43,23 @@ def thread_inplace(gm: fx.GraphModule) -> int:
         if source.op == "call_module" or source.target in _PLAIN.values():
             node.target = _PLAIN.get(node.target, node.target)
     return moved
+
+
+def can_spare(node: fx.Node) -> bool:
+    """Return whether `spare_input` knows how to spell what ``node`` does without writing over its input."""
+    return node.op in ("call_module", "call_method") or node.kwargs.get("inplace") is True or node.target in _PLAIN
+
+
+def spare_input(gm: fx.GraphModule, node: fx.Node) -> None:
+    """Let an operation in place make a new tensor instead, as long as nobody reads its input afterwards.
+
+    After `thread_inplace` nobody does: later readers read ``node``.
+    """
+    if node.kwargs.get("inplace") is True:
+        node.kwargs = {**node.kwargs, "inplace": False}
+    elif node.op == "call_module":
+        gm.get_submodule(str(node.target)).inplace = False  # type: ignore[assignment]  # is_inplace saw it
+    elif node.op == "call_method":
+        node.target = str(node.target).removesuffix("_")
+    else:
+        node.target = _PLAIN[node.target]

@@ -10,6 +10,7 @@ from torch import fx, nn
 from binarize.passes.capture import WEIGHTED
 from binarize.passes.graph import first_input, flowing, module_of, put
 from binarize.passes.groups import Group, is_pool
+from binarize.passes.inplace import can_spare, spare_input
 from binarize.passes.operations import is_inplace
 
 __all__ = ["Region", "copy_region", "inner_path", "joined", "pieces", "stages", "why_not"]
@@ -130,7 +131,7 @@ def why_not(gm: fx.GraphModule, region: Region) -> str | None:
     """Return why a region cannot be copied into branches, or None if it can."""
     inside = set(region.nodes)
     for node in region.nodes:
-        if is_inplace(gm, node) and first_input(node) is region.entry:
+        if _overwrites(gm, node, region) and not can_spare(node):
             return f"{node.name!r} writes over its input, which all branches read"
         module = module_of(gm, node)
         if module is not None and any(
@@ -147,10 +148,15 @@ def why_not(gm: fx.GraphModule, region: Region) -> str | None:
     return None
 
 
+def _overwrites(gm: fx.GraphModule, node: fx.Node, region: Region) -> bool:
+    return is_inplace(gm, node) and first_input(node) is region.entry
+
+
 def copy_region(gm: fx.GraphModule, region: Region) -> fx.GraphModule:
     """Return a region as a graph of its own: one input, one output, copies of its modules and constants.
 
-    Paths inside are relative to the region's name where they lie below it.
+    Paths inside are relative to the region's name where they lie below it. What would write over the input makes a new
+    tensor: other branches read it too.
     """
     root, graph = nn.Module(), fx.Graph()
     values = {region.entry: graph.placeholder("x")}
@@ -162,6 +168,10 @@ def copy_region(gm: fx.GraphModule, region: Region) -> fx.GraphModule:
             _copy_in(gm, root, str(node.target), path, is_tensor=node.op == "get_attr")
     graph.output(values[region.exit])
     made = fx.GraphModule(root, graph)
+    for node in region.nodes:
+        if _overwrites(gm, node, region):
+            spare_input(made, values[node])
+    made.recompile()
     return made.train(gm.training)
 
 
