@@ -62,7 +62,7 @@ def test_eight_bits_are_practically_lossless():
     assert relative_error(student, teacher, x[192:]) < 2e-3
 
 
-@pytest.mark.parametrize("scheme", ["encoding:w=2,a=3", "residual:m=2,a=3", "xnor-net"])
+@pytest.mark.parametrize("scheme", ["encoding:w=2,a=3", "residual:m=2,a=3", "xnor-net", "pa-net:m=4,n=3"])
 def test_fitting_to_outputs_beats_fitting_ranges_on_images_not_seen(scheme):
     student, teacher = pair(models.Residual(), scheme, BLOCKS)
     ranges, x = copy.deepcopy(student), images(512)

@@ -11,7 +11,9 @@ from binarize.layers.binary import BinaryActivation, BinaryConv2d, BinaryLinear
 from binarize.layers.packed import Geometry, PackActivation, PackedConv2d, PackedLinear
 from binarize.schemes.base import ActivationBasis, Levels, WeightBasis
 from binarize.schemes.encoding import EncodingActivation
+from binarize.schemes.piecewise import PiecewiseActivation
 from binarize.schemes.presets import Scheme, build_scheme
+from binarize.schemes.shifted import ShiftedActivation
 from binarize.schemes.sign import SignActivation
 
 __all__ = ["BINARIES", "BinaryRule"]
@@ -19,7 +21,9 @@ __all__ = ["BINARIES", "BinaryRule"]
 Arguments = Mapping[str, Any]
 Children = Mapping[str, nn.Module]
 
-_BASES: dict[str, type[ActivationBasis]] = {kind.__name__: kind for kind in (SignActivation, EncodingActivation)}
+_BASES: dict[str, type[ActivationBasis]] = {
+    kind.__name__: kind for kind in (SignActivation, EncodingActivation, PiecewiseActivation, ShiftedActivation)
+}
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 _LINEAR = ("in_features", "out_features")
 

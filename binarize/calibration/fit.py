@@ -216,5 +216,6 @@ def _refit_units(basis: WeightBasis, problem: Problem, fit: Fit) -> Fit:
     right = torch.einsum("tgok,gok->got", turned, problem.best).double()
     left.diagonal(dim1=2, dim2=3).add_(1e-9 * left.diagonal(dim1=2, dim2=3).mean(-1, keepdim=True).clamp_min(1e-30))
     unit = torch.linalg.solve(left, right.unsqueeze(3)).squeeze(3).permute(2, 0, 1).flatten(1).float()
-    unit = torch.where(unit > 0, unit, fit.unit)
+    free = unit.new_tensor([planes == 0 for planes in basis.terms]).bool().unsqueeze(1)  # offsets have any sign
+    unit = torch.where(free | (unit > 0), unit, fit.unit)
     return Fit(_weigh(odd, unit), unit)

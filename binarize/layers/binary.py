@@ -1,5 +1,6 @@
 """Training form: layers whose weight and input are sums of binary planes, held as floats with gradients."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import final
 
@@ -9,8 +10,9 @@ from torch.nn import functional as F
 
 from binarize.schemes.base import ActivationBasis, Levels, WeightBasis
 from binarize.schemes.presets import Scheme
+from binarize.schemes.thermometer import ThermometerActivation
 
-__all__ = ["BinaryActivation", "BinaryConv2d", "BinaryLayer", "BinaryLinear", "binary_layers"]
+__all__ = ["BinaryActivation", "BinaryConv2d", "BinaryLayer", "BinaryLinear", "binary_layers", "set_temperature"]
 
 
 @final
@@ -41,12 +43,19 @@ class BinaryActivation(nn.Module):
 
     @torch.no_grad()
     def set_levels(self, levels: Levels) -> None:
-        """Take over fitted levels; the threshold may change from one per tensor to one per channel."""
+        """Take over fitted levels; thresholds per tensor hold for every channel where channels have their own."""
         self.low.copy_(levels.low)
         self.step.copy_(levels.step)
         if self.threshold is not None and levels.threshold is not None:
-            self.threshold.data = levels.threshold.to(self.threshold)
+            columns = max(self.threshold.shape[1], levels.threshold.shape[1])
+            self.threshold.data = levels.threshold.to(self.threshold).expand(-1, columns).clone()
         self.fitted = True
+
+    @torch.no_grad()
+    def set_channels(self, channels: int) -> None:
+        """Give each channel thresholds of its own, if the basis has them."""
+        if self.basis.is_per_channel and self.threshold is not None and self.threshold.shape[1] == 1:
+            self.threshold.data = self.threshold.expand(-1, channels).clone()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(n, c, ...)`` to the nearest level of each element, same shape."""
@@ -69,6 +78,9 @@ class BinaryLayer(nn.Module):
         super().__init__()
         self.scheme = scheme
         self.activation = activation
+        activation.set_channels(
+            float_layer.in_channels if isinstance(float_layer, nn.Conv2d) else float_layer.in_features
+        )
         self.weight = nn.Parameter(float_layer.weight.detach().clone())
         self.unit = nn.Parameter(scheme.weight.fit(self.weight.detach()))
         bias = float_layer.bias
@@ -160,7 +172,8 @@ class BinaryLinear(BinaryLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., c)`` to ``(..., o)``."""
-        return F.linear(self.activation(x), self.weight_value(), self.bias)
+        value = self.activation(x.reshape(-1, x.shape[-1])).reshape(x.shape)  # rows: channels are the second axis
+        return F.linear(value, self.weight_value(), self.bias)
 
     def extra_repr(self) -> str:
         """Name the scheme and the sizes."""
@@ -172,6 +185,21 @@ def binary_layers(net: nn.Module) -> Iterable[tuple[str, BinaryConv2d | BinaryLi
     for name, module in net.named_modules():
         if isinstance(module, BinaryConv2d | BinaryLinear):
             yield name, module
+
+
+def set_temperature(net: nn.Module, temperature: float) -> int:
+    """Set the temperature of every activation whose estimator has one, ``tanh``; return how many there are.
+
+    Called with falling temperatures while training, it anneals the estimator from the identity towards the jump.
+    """
+    found = 0
+    for module in net.modules():
+        if isinstance(module, BinaryActivation):
+            basis = module.basis
+            if isinstance(basis, ThermometerActivation) and basis.ste == "tanh":
+                module.basis = dataclasses.replace(basis, temperature=temperature)
+                found += 1
+    return found
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:

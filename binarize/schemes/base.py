@@ -136,6 +136,11 @@ class ActivationBasis(abc.ABC):
     def __call__(self, x: Tensor, levels: Levels) -> Tensor:
         """Return the activation's value in this basis, shape of ``x``, with straight-through gradients."""
 
+    @property
+    def is_per_channel(self) -> bool:
+        """Whether thresholds are learnt for each channel by itself."""
+        return False
+
     @final
     @property
     def count(self) -> int:

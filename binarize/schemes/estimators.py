@@ -1,12 +1,50 @@
 """Gradients through functions that have none: forward is exact, backward is the estimator that the docstring states."""
 
-from typing import Any, final
+from collections.abc import Callable
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["CodedActivation", "CodedWeight", "ThresholdActivation"]
+__all__ = ["SLOPES", "STES", "CodedActivation", "CodedWeight", "Ste", "ThresholdActivation"]
+
+Ste = Literal["clipped", "identity", "polynomial", "tanh"]
+"""Straight-through estimators of one jump, by name."""
+STES: tuple[Ste, ...] = get_args(Ste)
+TINY = 1e-12  # half of a jump of height 0
+
+
+def _clipped(t: Tensor, _: float) -> Tensor:
+    """1 on ``|t| <= 1`` (Rastegari et al., XNOR-Net, ECCV 2016, arXiv:1603.05279, section 3.1)."""
+    return (t.abs() <= 1).to(t.dtype)
+
+
+def _identity(t: Tensor, _: float) -> Tensor:
+    """1 everywhere (Bengio et al., Estimating or Propagating Gradients, arXiv:1308.3432)."""
+    return torch.ones_like(t)
+
+
+def _polynomial(t: Tensor, _: float) -> Tensor:
+    """``2 - 2 |t|`` on ``|t| < 1`` (Liu et al., Bi-Real Net, ECCV 2018, arXiv:1808.00278; its published code)."""
+    return (2 - 2 * t.abs()).clamp_min(0)
+
+
+def _tanh(t: Tensor, temperature: float) -> Tensor:
+    """``max(T, 1) / T * (1 - tanh(t / T)^2)``: the identity at large T, the jump itself as T goes to 0.
+
+    The form of AdaBin (Tu et al., ECCV 2022; its published code, with 1 / T for its sharpness).
+    """
+    return max(temperature, 1.0) / temperature * (1 - (t / temperature).tanh().square())
+
+
+SLOPES: dict[Ste, Callable[[Tensor, float], Tensor]] = {
+    "clipped": _clipped,
+    "identity": _identity,
+    "polynomial": _polynomial,
+    "tanh": _tanh,
+}
+"""From an estimator's name to the slope that it gives a jump: of the distance in half heights, and the temperature."""
 
 
 @final
@@ -68,26 +106,42 @@ class CodedActivation(Function):
 
 @final
 class ThresholdActivation(Function):
-    """``value = low + step * [not x < threshold]``; x gets the identity within half a step of the threshold.
+    """``value = low + sum_j step_j * [not x < threshold_j]``, each jump spread over a window by an estimator.
 
-    With ``low = -1, step = 2, threshold = 0`` this is sign(x) with the clipped straight-through estimator
-    (Rastegari et al., XNOR-Net, ECCV 2016, section 3.1). The threshold gets minus what x gets.
+    A jump of height d at v is taken for a slope over ``|x - v| <= d / 2``, which has the right area: with the clipped
+    estimator and contiguous windows the staircase passes the gradient of x on unchanged between its ends. Then
+
+        dA/dx = sum_j slope((x - v_j) / (d_j / 2)),  dA/dv_j = -slope(...),  dA/dd_j = [x >= v_j],  dA/dlow = 1.
+
+    With ``low = -1, step = 2, threshold = 0`` this is sign(x) with the estimators as published for it.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, step: Tensor, threshold: Tensor) -> Tensor:
-        """Map ``x`` ``(n, c, ...)`` with scalar ``low``, ``step`` and broadcastable ``threshold`` to the same shape."""
-        digit = (~(x < threshold)).to(x.dtype)
-        ctx.save_for_backward(x, step, threshold, digit)
-        return low + step * digit
+    def forward(
+        ctx: Any, x: Tensor, low: Tensor, step: Tensor, threshold: Tensor, ste: Ste, temperature: float
+    ) -> Tensor:
+        """Map ``x`` ``(n, c, ...)``, scalar low, step ``(t,)`` and threshold ``(t, ...)`` to the shape of ``x``."""
+        ctx.save_for_backward(x, step, threshold)
+        ctx.slope = SLOPES[ste]
+        ctx.temperature = temperature
+        value = low.expand_as(x).clone()
+        for height, at in zip(step, threshold, strict=True):
+            value += height * ~(x < at)
+        return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Return the gradients of x, low, step and threshold."""
-        x, step, threshold, digit = ctx.saved_tensors
+        x, step, threshold = ctx.saved_tensors
         grad = grads[0]
-        passed = grad * ((x - threshold).abs() <= step / 2)
-        return passed, grad.sum(), (grad * digit).sum(), -passed.sum_to_size(threshold.shape)
+        to_x, to_step, to_threshold = torch.zeros_like(x), torch.empty_like(step), torch.empty_like(threshold)
+        for j, (height, at) in enumerate(zip(step, threshold, strict=True)):
+            half = height.abs().clamp_min(TINY) / 2
+            passed = grad * ctx.slope((x - at) / half, ctx.temperature) * height.sign()
+            to_x += passed
+            to_step[j] = (grad * ~(x < at)).sum()
+            to_threshold[j] = -passed.sum_to_size(at.shape)
+        return to_x, grad.sum(), to_step, to_threshold, None, None
 
 
 def code_of(x: Tensor, low: Tensor, step: Tensor, top: int) -> Tensor:

@@ -11,8 +11,11 @@ from binarize.errors import RecipeError, nearest
 from binarize.recipe import SchemeSpec
 from binarize.schemes.base import ActivationBasis, WeightBasis
 from binarize.schemes.encoding import EncodingActivation, EncodingWeight
+from binarize.schemes.estimators import STES
 from binarize.schemes.options import Option, Rates, Whole, Word
+from binarize.schemes.piecewise import PiecewiseActivation, PiecewiseWeight
 from binarize.schemes.residual import ResidualWeight
+from binarize.schemes.shifted import ShiftedActivation, ShiftedWeight
 from binarize.schemes.sign import SignActivation, SignWeight
 from binarize.schemes.structures import Groupwise, Layerwise, Structure
 
@@ -67,8 +70,16 @@ class Preset:
     build: Callable[[Mapping[str, Any]], Parts]
 
 
+def _abc_net(options: Mapping[str, Any]) -> Parts:
+    return ShiftedWeight(options["m"]), ShiftedActivation(options["n"], ste=options["ste"]), Layerwise()
+
+
+def _pa_net(options: Mapping[str, Any]) -> Parts:
+    return PiecewiseWeight(options["m"]), PiecewiseActivation(options["n"], ste=options["ste"]), Layerwise()
+
+
 def _xnor_net(options: Mapping[str, Any]) -> Parts:
-    return SignWeight(), SignActivation(), Layerwise()
+    return SignWeight(), SignActivation(options["shift"], ste=options["ste"]), Layerwise()
 
 
 def _encoding(options: Mapping[str, Any]) -> Parts:
@@ -95,8 +106,20 @@ PRESETS: dict[str, Preset] = {
     "xnor-net": Preset(
         "one plane each: scaled sign of weights and of activations",
         "Rastegari et al., ECCV 2016, arXiv:1603.05279",
-        {},
+        {"shift": Word(("tensor", "channel")), "ste": Word(STES)},
         _xnor_net,
+    ),
+    "abc-net": Preset(
+        "m signs of shifted weights times n signs of shifted activations, learnt scales and shifts",
+        "Lin et al., NIPS 2017, arXiv:1711.11294",
+        {"m": Whole(5, 1, 8), "n": Whole(5, 1, 8), "ste": Word(STES)},
+        _abc_net,
+    ),
+    "pa-net": Preset(
+        "m pieces of weights times n pieces of activations, learnt endpoints and coefficients",
+        "PA-Net, ECAI 2020, arXiv:2008.03520",
+        {"m": Whole(4, 1, 8), "n": Whole(5, 1, 8), "ste": Word(STES)},
+        _pa_net,
     ),
     "encoding": Preset(
         "w-bit weights and a-bit activations, each bit a {-1,+1} branch",

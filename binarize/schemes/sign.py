@@ -1,13 +1,14 @@
 """One plane: XNOR-Net's scaled sign of weights, and the two-level activation that a trained network needs."""
 
 import dataclasses
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
-from binarize.schemes.base import ActivationBasis, Levels, WeightBasis, even_sample, rows, sign
-from binarize.schemes.estimators import CodedWeight, ThresholdActivation
+from binarize.schemes.base import Levels, WeightBasis, even_sample, rows, sign
+from binarize.schemes.estimators import CodedWeight
+from binarize.schemes.thermometer import ThermometerActivation, to_levels
 
 __all__ = ["SignActivation", "SignWeight", "lloyd_thresholds", "two_means"]
 
@@ -44,17 +45,28 @@ class SignWeight(WeightBasis):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class SignActivation(ActivationBasis):
+class SignActivation(ThermometerActivation):
     """``A = low + step * [A >= threshold]``: a sign with learnt shift, scale and offset.
 
     XNOR-Net's ``sign(x)`` is ``low = -1, step = 2, threshold = 0``. After a ReLU that would be the constant +1, so the
     three numbers are fitted: the two-level quantiser of least squared error (Otsu's threshold).
+
+    Attributes:
+        shift: one threshold for the ``tensor``, or one learnt for each ``channel`` (Liu et al., ReActNet, ECCV 2020,
+            arXiv:2003.03488, equation 2). All channels start at the same: with two common levels no other is better.
     """
+
+    shift: Literal["tensor", "channel"] = "tensor"
 
     @property
     def terms(self) -> tuple[int, ...]:
         """One term of one digit plane."""
         return (1,)
+
+    @property
+    def is_per_channel(self) -> bool:
+        """Whether each channel has a shift of its own."""
+        return self.shift == "channel"
 
     def fit(self, samples: Tensor) -> Levels:
         """Return the split of the sorted samples that leaves the least squared error about its two means."""
@@ -68,8 +80,7 @@ class SignActivation(ActivationBasis):
         gain[x[1:] == x[:-1]] = -1.0  # equal values cannot be told apart by a threshold
         at = int(gain.argmax())
         low, high = x[: at + 1].mean(), x[at + 1 :].mean()
-        threshold = ((x[at] + x[at + 1]) / 2).float()
-        return Levels(low.float(), (high - low).float().reshape(1), threshold.reshape(1, 1))
+        return to_levels(low, (high - low).reshape(1), ((x[at] + x[at + 1]) / 2).reshape(1))
 
     def fit_spread(self, samples: Tensor, count: int) -> list[Levels]:
         """Return ``count`` different splits of the samples, such that together they tell ``count + 1`` levels apart.
@@ -84,15 +95,6 @@ class SignActivation(ActivationBasis):
         middle = (count - 1) / 2
         order = sorted(range(count), key=lambda place: (abs(place - middle), place))
         return [two_means(x, float(thresholds[place])) for place in order]
-
-    def codes(self, x: Tensor, levels: Levels) -> Tensor:
-        """Return ``(1, *x.shape)`` of 0 and 1."""
-        return (~(x < broadcast_threshold(x, levels))).to(x.dtype).unsqueeze(0)
-
-    def __call__(self, x: Tensor, levels: Levels) -> Tensor:
-        """Return one of two values per element of ``x`` ``(n, c, ...)``."""
-        value: Tensor = ThresholdActivation.apply(x, levels.low, levels.step[0], broadcast_threshold(x, levels))
-        return value
 
 
 def lloyd_thresholds(x: Tensor, count: int) -> Tensor:
@@ -126,13 +128,3 @@ def two_means(x: Tensor, threshold: float) -> Levels:
     low, high = x[:at].mean(), x[at:].mean()
     step = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
     return Levels(low.float(), step.float().reshape(1), torch.tensor(threshold).reshape(1, 1))
-
-
-def broadcast_threshold(x: Tensor, levels: Levels) -> Tensor:
-    """Return the first threshold, ``(1,)`` or ``(c,)``, shaped against ``x`` ``(n, c, ...)``."""
-    if levels.threshold is None:
-        raise ValueError("a sign activation needs a threshold; fit it, or give Levels(threshold=...)")
-    threshold = levels.threshold[0]
-    if threshold.numel() == 1:
-        return threshold.reshape(())
-    return threshold.reshape(-1, *[1] * max(x.dim() - 2, 0))

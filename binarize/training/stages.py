@@ -20,7 +20,7 @@ from binarize.layers.binary import BinaryActivation, BinaryLayer
 from binarize.recipe import StageSpec
 from binarize.schemes.base import ActivationBasis, Levels, WeightBasis, even_sample
 from binarize.schemes.encoding import EncodingActivation, EncodingWeight
-from binarize.schemes.sign import SignActivation, broadcast_threshold
+from binarize.schemes.thermometer import ThermometerActivation, thresholds_against
 
 __all__ = ["Bases", "LatentWeight", "SmoothActivation"]
 
@@ -57,8 +57,8 @@ class LatentWeight(WeightBasis):
 class SmoothActivation(ActivationBasis):
     """A smooth function through the same range, in place of the steps of ``inner``.
 
-    For a sign it is ``low + step / 2 (1 + tanh(2 (x - threshold) / step))``, which has slope 1 at the threshold; for a
-    uniform code the input cut to the code's range; for anything else the input.
+    For thresholds it is ``low + sum_j step_j / 2 (1 + tanh(2 (x - threshold_j) / step_j))``, in which each jump has
+    slope 1 at its threshold; for a uniform code the input cut to the code's range; for anything else the input.
     """
 
     inner: ActivationBasis
@@ -78,9 +78,10 @@ class SmoothActivation(ActivationBasis):
 
     def __call__(self, x: Tensor, levels: Levels) -> Tensor:
         """Return the smooth value of each element."""
-        if isinstance(self.inner, SignActivation):
-            step = levels.step[0]
-            return levels.low + step / 2 * (1 + torch.tanh(2 * (x - broadcast_threshold(x, levels)) / step))
+        if isinstance(self.inner, ThermometerActivation):
+            jumps = zip(levels.step, thresholds_against(x, levels), strict=True)
+            smooth = [step / 2 * (1 + torch.tanh(2 * (x - at) / step)) for step, at in jumps]
+            return levels.low + torch.stack(smooth).sum(0)
         if isinstance(self.inner, EncodingActivation):
             return torch.minimum(torch.maximum(x, levels.low), levels.low + self.inner.top * levels.step[0])
         return x

@@ -23,6 +23,9 @@ NETWORKS = {
     "residual": (zoo.Residual, "encoding:w=3,a=2"),
     "one plane, thresholds between layers": (zoo.Residual, "xnor-net"),
     "several terms, groups, stride, dilation": (zoo.Grouped, "residual:m=3,a=2"),
+    "an offset of weights, several activation terms": (zoo.Grouped, "pa-net:m=2,n=3"),
+    "shifted planes": (zoo.Residual, "abc-net:m=2,n=2,ste=tanh"),
+    "a shift for each channel": (zoo.Attention, "xnor-net:shift=channel"),
     "a layer called twice": (zoo.Shared, "encoding:w=2,a=3"),
     "attention, linear layers, 3-D convolution": (zoo.Attention, "encoding:w=4,a=4"),
 }

@@ -16,7 +16,10 @@ from binarize.passes.pack import pack_layer
 from binarize.schemes.base import Levels
 from binarize.schemes.presets import build_scheme
 
-SCHEMES = ["xnor-net", "encoding:w=1,a=1", "encoding:w=3,a=2", "encoding:w=8,a=8", "residual:m=3,a=2"]
+SCHEMES = [
+    "xnor-net", "xnor-net:shift=channel", "encoding:w=1,a=1", "encoding:w=3,a=2", "encoding:w=8,a=8",
+    "residual:m=3,a=2", "abc-net:m=3,n=2", "pa-net:m=2,n=3",
+]  # fmt: skip
 
 
 @st.composite

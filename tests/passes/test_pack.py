@@ -70,7 +70,7 @@ def x():
     return torch.randn(2, 8, 9, 9)
 
 
-@pytest.fixture(params=["xnor-net", "encoding:w=4,a=4", "residual:m=2,a=3"])
+@pytest.fixture(params=["xnor-net", "encoding:w=4,a=4", "residual:m=2,a=3", "pa-net:m=2,n=3"])
 def scheme(request):
     return request.param
 

@@ -1,0 +1,104 @@
+"""Straight-through estimators: their slopes, and the gradients of staircases that the papers state."""
+
+import pytest
+import torch
+from torch import nn
+
+from binarize.layers.binary import BinaryActivation, set_temperature
+from binarize.schemes.base import Levels
+from binarize.schemes.estimators import SLOPES, STES
+from binarize.schemes.piecewise import PiecewiseActivation
+from binarize.schemes.sign import SignActivation
+
+SIGN = Levels(torch.tensor(-1.0), torch.tensor([2.0]), torch.zeros(1, 1))
+
+
+def slope_of_sign(ste, at, temperature=1.0):
+    x = torch.tensor(at, requires_grad=True)
+    SignActivation(ste=ste, temperature=temperature)(x, SIGN).sum().backward()
+    return x.grad.tolist()
+
+
+@pytest.mark.parametrize(
+    ("ste", "wanted"),
+    [
+        ("identity", [1.0, 1.0, 1.0, 1.0]),
+        ("clipped", [0.0, 1.0, 1.0, 0.0]),
+        ("polynomial", [0.0, 1.0, 2.0, 0.0]),  # Bi-Real Net: 2 - 2 |x|
+    ],
+)
+def test_sign_gets_the_slope_of_the_estimator(ste, wanted):
+    assert slope_of_sign(ste, [-1.5, -0.5, 0.0, 3.0]) == wanted
+
+
+def test_tanh_goes_from_the_identity_to_the_jump():
+    assert slope_of_sign("tanh", [-1.0, 0.0, 1.0], 100.0) == pytest.approx([1.0, 1.0, 1.0], abs=1e-3)
+    flat, steep = slope_of_sign("tanh", [0.5, 0.0], 0.05)
+    assert flat < 1e-6
+    assert steep == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize("ste", ["clipped", "polynomial", "tanh"])
+def test_a_slope_over_a_jump_has_the_area_of_the_jump(ste):
+    t = torch.linspace(-4, 4, 8001, dtype=torch.float64)
+    area = torch.trapezoid(SLOPES[ste](t, 0.3), t)
+
+    assert float(area) == pytest.approx(2.0, abs=2e-3)  # from -1 to +1
+
+
+@pytest.mark.parametrize("ste", STES)
+def test_gradients_of_a_staircase_are_those_of_the_paper(ste):
+    """papers 3.3: dL/dv_j = -d_j sum g delta_j, dL/dd_j = sum of g over x >= v_j, dA/dx = sum_j d_j delta_j."""
+    basis = PiecewiseActivation(3, ste=ste)
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    low, step, v = (
+        torch.tensor(0.1, dtype=torch.float64, requires_grad=True),
+        torch.tensor([0.5, 0.7, 0.2], dtype=torch.float64, requires_grad=True),
+        torch.tensor([[-0.3], [0.2], [0.9]], dtype=torch.float64, requires_grad=True),
+    )
+    g = torch.randn(4, 5, dtype=torch.float64)
+    (basis(x, Levels(low, step, v)) * g).sum().backward()
+    # d_j delta_j(t) with the window of half width d_j / 2
+    windows = [SLOPES[ste]((x - v[j]) / (step[j] / 2), 1.0).detach() for j in range(3)]
+
+    torch.testing.assert_close(x.grad, g * sum(windows))
+    torch.testing.assert_close(v.grad.flatten(), torch.stack([-(g * window).sum() for window in windows]))
+    torch.testing.assert_close(step.grad, torch.stack([g[x >= v[j]].sum() for j in range(3)]))
+    torch.testing.assert_close(low.grad, g.sum())
+
+
+def test_contiguous_windows_of_equal_steps_are_the_clipped_identity():
+    """papers 3.3, last line."""
+    x = torch.linspace(-1.05, 6, 50).unsqueeze(0).requires_grad_()
+    levels = Levels(torch.tensor(0.0), torch.ones(4), torch.arange(0.5, 4.5).unsqueeze(1))
+    PiecewiseActivation(4)(x, levels).sum().backward()
+
+    assert torch.equal(x.grad, ((x > 0) & (x < 4)).float())
+
+
+def test_the_order_of_the_thresholds_does_not_matter():
+    x, turned = torch.randn(3, 8), torch.tensor([2, 0, 1])
+    step, v = torch.tensor([0.5, 0.7, 0.2]), torch.tensor([[-0.3], [0.2], [0.9]])
+    basis, low = PiecewiseActivation(3), torch.tensor(0.0)
+
+    torch.testing.assert_close(basis(x, Levels(low, step, v)), basis(x, Levels(low, step[turned], v[turned])))
+
+
+def test_each_channel_learns_a_shift_of_its_own():
+    activation = BinaryActivation(SignActivation("channel"))
+    activation.set_channels(3)
+    activation.set_levels(Levels(torch.tensor(-1.0), torch.tensor([2.0]), torch.full((1, 1), 0.25)))
+    x = torch.tensor([[0.5, 0.5, 5.0], [-0.5, 5.0, 5.0]])
+    activation(x).sum().backward()
+
+    assert activation.threshold.tolist() == [[0.25] * 3]
+    assert activation.threshold.grad.tolist() == [[-2.0, -1.0, 0.0]]
+
+
+def test_the_temperature_reaches_every_estimator_that_has_one():
+    net = nn.Sequential(*(BinaryActivation(SignActivation(ste=ste)) for ste in STES))
+
+    assert set_temperature(net, 0.5) == 1
+    assert [part.basis.temperature for part in net] == [1.0, 1.0, 1.0, 0.5]
+    with pytest.raises(ValueError, match="positive"):
+        set_temperature(net, 0.0)
