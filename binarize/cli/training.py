@@ -59,7 +59,9 @@ def settings_of(given: dict[str, Any], seed: int) -> "Settings":
 @contextlib.contextmanager
 def training_bar() -> Iterator["Callable[[Step], None] | None"]:
     """Give a callback that draws epoch, loss, accuracy, rate and the time left, or None without a terminal."""
-    if not sys.stderr.isatty():
+    from binarize.training.processes import is_writer
+
+    if not sys.stderr.isatty() or not is_writer():
         yield None
         return
     from rich.console import Console

@@ -107,6 +107,12 @@ class Router(nn.Module):
         found: Tensor = self.choose(F.relu(self.squeeze(features)))
         return found
 
+    def train(self, mode: bool = True) -> "Router":
+        """Set the mode; evaluation forgets `balance`, which belongs to a backward pass and cannot be copied."""
+        if not mode:
+            self.balance = None
+        return super().train(mode)
+
     def extra_repr(self) -> str:
         """Name the counts."""
         return f"executed={self.executed}, stored={self.choose.out_features}"

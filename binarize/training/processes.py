@@ -52,6 +52,10 @@ class Processes(abc.ABC):
         """Return the sum of each process's ``values``, a float64 vector on the processor."""
 
     @abc.abstractmethod
+    def lost_another(self, error: RuntimeError) -> bool:
+        """Tell whether ``error`` means that another process is gone."""
+
+    @abc.abstractmethod
     def wait(self) -> None:
         """Wait for all others."""
 
@@ -81,6 +85,10 @@ class Alone(Processes):
     def sum(self, values: Tensor) -> Tensor:
         """Return the values themselves."""
         return values
+
+    def lost_another(self, error: RuntimeError) -> bool:
+        """There is no other."""
+        return False
 
     def wait(self) -> None:
         """Nobody to wait for."""
@@ -133,6 +141,11 @@ class Together(Processes):
         """Return the sum over all processes."""
         found: Tensor = self._accelerator.reduce(values.to(self._accelerator.device), reduction="sum")
         return found.to(values.device)
+
+    def lost_another(self, error: RuntimeError) -> bool:
+        """What the backends say when a connection breaks."""
+        known = isinstance(error, torch.distributed.DistError)
+        return known or any(word in str(error) for word in ("Connection", "gloo", "NCCL"))
 
     def wait(self) -> None:
         """Wait at a barrier."""

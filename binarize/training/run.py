@@ -97,6 +97,11 @@ class Run:
             with StopSignals() as self.signals:
                 while self.place.stage < len(self.stages) and self._stage(state):
                     state = None
+        except RuntimeError as cause:
+            if not self.processes.lost_another(cause):
+                raise
+            remedy = "start the same command again, resuming from the last checkpoint"
+            raise TrainingError(f"cannot go on: another process of the run has ended; {remedy}") from cause
         finally:
             self.bases.restore()
             self.net.eval()

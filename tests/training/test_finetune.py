@@ -10,7 +10,15 @@ import binarize
 from binarize.errors import DataError, TrainingError
 from binarize.finetune import Losses, Settings, finetune
 
-SCHEMES = ["xnor-net", "encoding:w=1,a=1", "encoding:w=2,a=2", "residual:m=2,a=2"]
+SCHEMES = [
+    "xnor-net",
+    "encoding:w=1,a=1",
+    "encoding:w=2,a=2",
+    "residual:m=2,a=2",
+    "group-net:k=2",
+    "group-net:k=2,unit=layer",
+    "group-net:k=2,stored=3",
+]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -217,3 +225,26 @@ def test_a_loader_that_yields_nothing_is_refused():
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(TrainingError, match=f"cannot fine-tune with {next(iter(options))}"):
         Settings(**options)
+
+
+def test_block_outputs_of_branches_are_compared_too():
+    net = converted("group-net:k=2")
+
+    history = finetune(net, data(), teacher=teacher(), settings=Settings(epochs=1, losses=Losses(blocks=1.0)))
+
+    assert history.epochs[0].terms["blocks"] > 0
+
+
+def test_routers_are_kept_from_using_few_branches():
+    history = finetune(converted("group-net:k=2,stored=3"), data(), teacher=teacher(), epochs=1)
+
+    assert history.epochs[0].terms["balance"] > 0
+
+
+def test_a_routed_network_can_be_copied_and_packed_after_training():
+    net = converted("group-net:k=2,stored=3")
+
+    finetune(net, data(), teacher=teacher(), epochs=1)
+
+    assert same(copy.deepcopy(net), net)
+    assert binarize.pack(net)(torch.randn(2, 3, 8, 8)).shape == (2, 5)

@@ -1,0 +1,214 @@
+"""Train a table of schemes from one original in the time given, data and augmentation on the device; resumable.
+
+Usage: python benchmarks/gpu_train.py OUT --model nets.py:cifar_resnet20 --weights resnet20.pt --train npz:train.npz
+       --val npz:test.npz --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --minutes 25 --device cuda
+
+The original is trained further first if --original-epochs says so. Each row gets an equal share of the time that is
+left, and as many epochs as fit into it; ``OUT/results.json`` holds accuracy, epochs and seconds of each,
+``OUT/*.safetensors`` the packed networks. The same command again goes on with what is not finished.
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import binarize
+from binarize.artifact import replacing
+from binarize.augment import shift_and_flip
+from binarize.finetune import Losses, Settings, Step, finetune
+from binarize.sources import open_model
+
+BATCH = 128
+TRIAL = 12  # batches that an estimate of an epoch's time is made from
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table: a scheme, and what is special about training it."""
+
+    name: str
+    scheme: str
+    stages: tuple[str, ...] = ()
+    losses: Losses = dataclasses.field(default_factory=Losses)
+
+
+ROWS = (
+    Row("encoding-4", "encoding:w=4,a=4"),
+    Row("encoding-3", "encoding:w=3,a=3"),
+    Row("encoding-2", "encoding:w=2,a=2"),
+    Row("pa-net", "pa-net:m=4,n=5"),
+    Row("group-5", "group-net:k=5"),
+    Row("group-3", "group-net:k=3"),
+    Row("group-4", "group-net:k=4"),
+    Row("group-4-of-8", "group-net:k=4,stored=8"),
+    Row("xnor", "xnor-net"),
+    Row("group-5-no-gates", "group-net:k=5,gates=off"),
+    Row("layer-5", "group-net:k=5,unit=layer"),
+    Row("encoding-2-labels", "encoding:w=2,a=2", losses=Losses(labels=1.0, logits=0.0)),
+)
+
+
+class DeviceImages:
+    """A whole data set on the device, shuffled and changed there."""
+
+    def __init__(self, images: Tensor, labels: Tensor, augment: bool) -> None:
+        self.images, self.labels, self.augment, self.epoch = images, labels, augment, 0
+
+    @classmethod
+    def load(cls, spec: str, options: argparse.Namespace, augment: bool) -> "DeviceImages":
+        """Read all that a spec names."""
+        data = binarize.load_data(spec, mean=options.mean, std=options.std, batch_size=1000, limit=options.limit)
+        images, labels = zip(*data, strict=True)
+        return cls(torch.cat(images).to(options.device), torch.cat(labels).to(options.device), augment)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass be this one."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // BATCH)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(self.epoch)
+        order = torch.arange(len(self.images))
+        if self.augment:
+            order = torch.randperm(len(order), generator=generator)
+        for chunk in order.to(self.images.device).split(BATCH):
+            images = self.images[chunk]
+            yield (shift_and_flip(images, generator) if self.augment else images), self.labels[chunk]
+
+
+class Table:
+    """The run: what is done, and what is left."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.out = options, Path(options.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.file = self.out / "results.json"
+        self.rows: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.end = time.monotonic() + 60 * options.minutes
+        self.train = DeviceImages.load(options.train, options, augment=True)
+        self.val = DeviceImages.load(options.val, options, augment=False)
+
+    def run(self) -> None:
+        """Train row after row until the time is over."""
+        model = self.original()
+        wanted = [row for row in ROWS if not self.options.row or row.name in self.options.row]
+        for index, row in enumerate(wanted):
+            left = self.end - time.monotonic()
+            if left > 0 and not self.rows.get(row.name, {}).get("finished"):
+                self.one(row, model, left / (len(wanted) - index))
+
+    def original(self) -> nn.Module:
+        """Return the teacher, trained further at most once."""
+        path = self.out / "original.pt"
+        opened = open_model(self.options.weights or self.options.model, arch=self.options.model)
+        model = opened.model.to(self.options.device).eval()
+        if path.exists():
+            model.load_state_dict(torch.load(path, weights_only=True, map_location=self.options.device))
+        elif self.options.original_epochs:
+            train_floats(model, self.train, self.options.original_epochs)
+        torch.save(model.state_dict(), path)
+        self.keep("original", {"top1": binarize.evaluate(model, self.val).top1, "finished": True})
+        return model
+
+    def one(self, row: Row, model: nn.Module, seconds: float) -> None:
+        """Convert and train one row for about so long; keep what came of it."""
+        net = binarize.convert(model, scheme=row.scheme, data=first_batches(self.train, 8))
+        known = self.rows.get(row.name, {})
+        start = time.monotonic()
+        epochs = known.get("epochs") or self.epochs_in(row, net, model, seconds)
+        result = {"scheme": row.scheme, "epochs": epochs, "converted": binarize.evaluate(net, self.val).top1}
+        self.keep(row.name, {**known, **result, "finished": False})
+        history = finetune(
+            net, self.train, teacher=model, val=self.val, settings=Settings(epochs=epochs, losses=row.losses),
+            stages=row.stages or None, checkpoint=self.out / row.name, resume=True, progress=self.stop_in_time,
+        )  # fmt: skip
+        passed = known.get("seconds", 0.0) + time.monotonic() - start
+        result |= {"top1": binarize.evaluate(net, self.val).top1, "done": len(history.epochs), "seconds": passed}
+        result |= {"gap": self.rows["original"]["top1"] - result["top1"], "finished": history.stopped is None}
+        if history.epochs:
+            result["images_per_second"] = history.epochs[-1].images_per_second
+        if history.stopped is None:
+            binarize.save(
+                binarize.pack(net.cpu()), self.out / f"{row.name}.safetensors", metrics={"top1": result["top1"]}
+            )
+        self.keep(row.name, result)
+
+    def epochs_in(self, row: Row, net: nn.Module, model: nn.Module, seconds: float) -> int:
+        """Return how many epochs fit, from a few steps on a copy."""
+        trial = first_batches(self.train, TRIAL)
+        start = time.monotonic()
+        finetune(copy.deepcopy(net), trial, teacher=model, settings=Settings(epochs=1, losses=row.losses))
+        epoch = (time.monotonic() - start) * len(self.train) / len(trial)
+        return max(1, min(self.options.epochs, int(0.9 * seconds / epoch)))
+
+    def stop_in_time(self, step: Step) -> None:
+        """Ask the run to end with a checkpoint, as a signal from outside would."""
+        if time.monotonic() > self.end:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def keep(self, name: str, result: dict[str, Any]) -> None:
+        """Write the results, this one among them."""
+        self.rows[name] = result
+        with replacing(self.file) as draft:
+            draft.write_text(json.dumps(self.rows, indent=1))
+        print(json.dumps({"row": name, **result}), flush=True)
+
+
+def first_batches(data: DeviceImages, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the first batches of a pass."""
+    return [batch for batch, _ in zip(data, range(count), strict=False)]
+
+
+def train_floats(model: nn.Module, train: DeviceImages, epochs: int) -> None:
+    """Train the original further: SGD with Nesterov momentum and cosine decay."""
+    optimiser = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * len(train))
+    model.train()
+    for epoch in range(epochs):
+        train.set_epoch(epoch)
+        for images, labels in train:
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimiser.step()
+            schedule.step()
+    model.eval()
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", help="folder for results, checkpoints and networks")
+    parser.add_argument("--model", required=True, help="what builds the original, as --arch of the command line")
+    parser.add_argument("--weights", help="its weights")
+    parser.add_argument("--train", required=True, help="data spec")
+    parser.add_argument("--val", required=True, help="data spec, labelled")
+    parser.add_argument("--mean", type=numbers)
+    parser.add_argument("--std", type=numbers)
+    parser.add_argument("--limit", type=int, help="use so many images only")
+    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--epochs", type=int, default=200, help="of each row, at most")
+    parser.add_argument("--original-epochs", type=int, default=0)
+    parser.add_argument("--row", action="append", help="train these rows only; repeatable")
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args(words)
+    torch.manual_seed(0)
+    Table(options).run()
+
+
+if __name__ == "__main__":
+    main()
