@@ -45,6 +45,26 @@ PackThresholds <groups> (x, thresholds) => (codes) {
 }
 """
 
+# Digit j of a code counts 2**j, whatever its term.
+_PACK_TERMS = """
+PackTerms <groups, bits> (x, thresholds) => (codes) {
+  last = Constant <value_ints: ints = [-1]> ()
+  i0 = Constant <value_int: int = 0> ()
+  i1 = Constant <value_int: int = 1> ()
+  bits = Constant <value_int: int = @bits> ()
+  two = Constant <value_float: float = 2.0> ()
+  places = Range (i0, bits, i1)
+  exponents = Cast <to: int = 1> (places)
+  powers = Pow (two, exponents)
+  column = Unsqueeze (x, last)
+  below = Less (column, thresholds)
+  reached = Not (below)
+  digits = Cast <to: int = 1> (reached)
+  whole = MatMul (digits, powers)
+  codes = Cast <to: int = 2> (whole)
+}
+"""
+
 # Row t of `powers` holds 2**i at the planes of term t and 0 elsewhere; sums of such products are whole numbers below
 # 256, and therefore exact in floating point. A term without planes gets 0 from them, and the constant 1 after that.
 _UNPACK_WEIGHT = """
@@ -106,13 +126,35 @@ UnpackWeight <weight_shape, weight_terms> (bits, scale) => (weight) {
 
 # (code + low / step) * (scale * odd) is the value of the input times the value of the weight: `scale` holds the step.
 # Zero padding of that sum is exact, because the convolution pads what is already a value.
+_WHOLE = """
+  whole = Cast <to: int = 1> (codes)
+"""
+
+# Of several terms, the sum of the digits, each as many times the main step as its own is.
+_WHOLE_OF_TERMS = """
+  last = Constant <value_ints: ints = [-1]> ()
+  i0 = Constant <value_int: int = 0> ()
+  i1 = Constant <value_int: int = 1> ()
+  planes = Constant <value_int: int = @activation_bits> ()
+  mask = Cast <to: int = 2> (i1)
+  places_64 = Range (i0, planes, i1)
+  places = Cast <to: int = 2> (places_64)
+  column = Unsqueeze (codes, last)
+  shifted = BitShift <direction: string = "RIGHT"> (column, places)
+  digits_8 = BitwiseAnd (shifted, mask)
+  digits = Cast <to: int = 1> (digits_8)
+  steps = Constant <value_floats: floats = @steps> ()
+  main_step = Constant <value_float: float = @step> ()
+  multiples = Div (steps, main_step)
+  whole = MatMul (digits, multiples)
+"""
+
 _INPUT = """
   low = Constant <value_float: float = @low> ()
   step = Constant <value_float: float = @step> ()
   minimum = Constant <value_float: float = @minimum> ()
   maximum = Constant <value_float: float = @maximum> ()
   offset = Div (low, step)
-  whole = Cast <to: int = 1> (codes)
   value = Add (whole, offset)
   weight = binarize.UnpackWeight <weight_shape: ints = @weight_shape, weight_terms: ints = @weight_terms> (bits, scale)
 """
@@ -137,24 +179,9 @@ _MULTIPLY = (
 _INPUT_ATTRIBUTES = "low, step, activation_bits, weight_shape, weight_terms, minimum, maximum"
 _CONV_ATTRIBUTES = f"{_INPUT_ATTRIBUTES}, strides, pads, dilations, group"
 
-_PACKED_CONV2D = f"""
-PackedConv2d <{_CONV_ATTRIBUTES}> (codes, bits, scale, bias) => (y) {{
-{_CONVOLVE}
-  y = Clip (product, minimum, maximum)
-}}
-"""
-
-_PACKED_CONV2D_ADD = f"""
-PackedConv2dAdd <{_CONV_ATTRIBUTES}> (codes, bits, scale, bias, residual) => (y) {{
-{_CONVOLVE}
-  sum = Add (product, residual)
-  y = Clip (sum, minimum, maximum)
-}}
-"""
-
 _PACKED_CONV2D_THRESHOLD = f"""
 PackedConv2dThreshold <{_CONV_ATTRIBUTES}> (codes, bits, scale, bias, thresholds) => (digits) {{
-{_CONVOLVE}
+{_WHOLE}{_CONVOLVE}
   y = Clip (product, minimum, maximum)
   below = Less (y, thresholds)
   reached = Not (below)
@@ -162,31 +189,33 @@ PackedConv2dThreshold <{_CONV_ATTRIBUTES}> (codes, bits, scale, bias, thresholds
 }}
 """
 
-_PACKED_LINEAR = f"""
-PackedLinear <{_INPUT_ATTRIBUTES}> (codes, bits, scale, bias) => (y) {{
-{_MULTIPLY}
-  y = Clip (product, minimum, maximum)
-}}
-"""
 
-_PACKED_LINEAR_ADD = f"""
-PackedLinearAdd <{_INPUT_ATTRIBUTES}> (codes, bits, scale, bias, residual) => (y) {{
-{_MULTIPLY}
-  sum = Add (product, residual)
-  y = Clip (sum, minimum, maximum)
+def _layer(name: str, attributes: str, product: str) -> dict[str, str]:
+    """Return the bodies of a layer: with codes of one term and of several, without and with a residual."""
+    made = {}
+    for terms, more, whole in (("", "", _WHOLE), ("Terms", ", steps", _WHOLE_OF_TERMS)):
+        for added in ("", "Add"):
+            inputs = "codes, bits, scale, bias, residual" if added else "codes, bits, scale, bias"
+            total, y = ("sum = Add (product, residual)", "sum") if added else ("", "product")
+            made[f"{name}{terms}{added}"] = f"""
+{name}{terms}{added} <{attributes}{more}> ({inputs}) => (y) {{
+{whole}{product}
+  {total}
+  y = Clip ({y}, minimum, maximum)
 }}
 """
+    return made
+
 
 # Those that others call come first.
 _BODIES: dict[str, str] = {
     "UnpackWeight": _UNPACK_WEIGHT,
     "PackUniform": _PACK_UNIFORM,
     "PackThresholds": _PACK_THRESHOLDS,
-    "PackedConv2d": _PACKED_CONV2D,
-    "PackedConv2dAdd": _PACKED_CONV2D_ADD,
+    "PackTerms": _PACK_TERMS,
     "PackedConv2dThreshold": _PACKED_CONV2D_THRESHOLD,
-    "PackedLinear": _PACKED_LINEAR,
-    "PackedLinearAdd": _PACKED_LINEAR_ADD,
+    **_layer("PackedConv2d", _CONV_ATTRIBUTES, _CONVOLVE),
+    **_layer("PackedLinear", _INPUT_ATTRIBUTES, _MULTIPLY),
 }
 
 

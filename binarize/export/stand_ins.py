@@ -7,12 +7,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from binarize.errors import ExportError
 from binarize.export.functions import DOMAIN, VERSION
 from binarize.layers.packed import PackActivation, PackedConv2d, PackedLayer, PackedLinear
 from binarize.passes.graph import put
 
-__all__ = ["LABEL", "digit_threshold", "why_not", "with_stand_ins"]
+__all__ = ["LABEL", "digit_threshold", "with_stand_ins"]
 
 LABEL = "binarize.label"
 """Key under which a node carries the JSON of its module's path and a sentence on it, until the file is cleaned."""
@@ -21,17 +20,10 @@ FLOAT32_INFINITY = 0x7F800000
 
 
 def with_stand_ins(net: nn.Module) -> nn.Module:
-    """Return a copy of a packed network whose packed layers call operations of the domain; same tensors inside.
-
-    Raises:
-        ExportError: a layer is in a form that the domain has no operation for.
-    """
+    """Return a copy of a packed network whose packed layers call operations of the domain; same tensors inside."""
     made = copy.deepcopy(net)
     for name, module in list(made.named_modules(remove_duplicate=False)):
         if isinstance(module, PackActivation | PackedLayer):
-            why = why_not(module)
-            if why is not None:
-                raise ExportError(f"cannot export layer {name!r} to ONNX: {why}")
             _put(made, name, _stand_in(module, name))
     return made
 
@@ -40,14 +32,6 @@ def _put(root: nn.Module, name: str, module: nn.Module) -> None:
     parent = root.get_submodule(name.rpartition(".")[0])
     if not isinstance(parent, _StandIn):  # the packing inside a packed layer went with it
         put(root, name, module)
-
-
-def why_not(module: PackActivation | PackedLayer) -> str | None:
-    """Return why the domain has no operation for a packed module, or None if it has one."""
-    terms = module.terms if isinstance(module, PackActivation) else module.geometry.activation_terms
-    if len(terms) > 1:
-        return f"its input has {len(terms)} terms of digit planes, and version {VERSION} of the domain knows one"
-    return None
 
 
 def digit_threshold(reader: PackActivation) -> Tensor:
@@ -104,15 +88,19 @@ class _Pack(_StandIn):
         thresholds = None
         if pack.thresholds is None:
             self.attributes |= {"low": pack.low, "inverse_step": pack.inverse_step, "bits": pack.terms[0]}
-        else:
+        elif len(pack.terms) == 1:
             thresholds = pack.thresholds.reshape(-1, *([] if pack.rows else [1, 1]))
+        else:
+            self.attributes["bits"] = sum(pack.terms)
+            thresholds = pack.thresholds.T.reshape(-1, *([] if pack.rows else [1, 1]), len(pack.terms)).contiguous()
         self.register_buffer("thresholds", thresholds)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map floats ``(n, c, h, w)`` or ``(..., c)`` to codes of the same shape."""
         if self.thresholds is None:
             return self.call("PackUniform", [x], self.attributes, torch.uint8, list(x.shape))
-        return self.call("PackThresholds", [x, self.thresholds], self.attributes, torch.uint8, list(x.shape))
+        kind = "PackTerms" if "bits" in self.attributes else "PackThresholds"
+        return self.call(kind, [x, self.thresholds], self.attributes, torch.uint8, list(x.shape))
 
 
 class _Packed(_StandIn):
@@ -122,14 +110,18 @@ class _Packed(_StandIn):
         super().__init__(name, _layer_doc(layer))
         self.pack = _Pack(layer.activation, f"{name}/pack")
         self.register_buffer("bits", layer.bits)
-        self.register_buffer("scale", layer.scale)
-        self.register_buffer("bias", layer.bias)
         geometry, activation = layer.geometry, layer.activation
+        self.register_buffer("scale", layer.scale[activation.main :: len(activation.step)].contiguous())
+        self.register_buffer("bias", layer.bias)
         self.geometry = geometry
         self.attributes: dict[str, Any] = {
-            "low": activation.low, "step": activation.step[0], "activation_bits": geometry.activation_terms[0],
-            "weight_terms": list(geometry.weight_terms), "minimum": layer.minimum, "maximum": layer.maximum,
+            "low": activation.low, "step": activation.step[activation.main],
+            "activation_bits": sum(geometry.activation_terms), "weight_terms": list(geometry.weight_terms),
+            "minimum": layer.minimum, "maximum": layer.maximum,
         }  # fmt: skip
+        self.terms = "Terms" if len(activation.step) > 1 else ""  # of the operation's name
+        if self.terms:
+            self.attributes["steps"] = list(activation.step)
 
     @final
     def call_layer(self, kind: str, codes: Tensor, more: list[Tensor], dtype: torch.dtype, shape: list[Any]) -> Tensor:
@@ -164,9 +156,9 @@ class _Conv2d(_Packed):
         if self.thresholds is not None:
             return self.call_layer("PackedConv2dThreshold", x, [self.thresholds], torch.uint8, shape)
         if residual is not None:
-            y = self.call_layer("PackedConv2dAdd", x, [residual], torch.float32, shape)
+            y = self.call_layer(f"PackedConv2d{self.terms}Add", x, [residual], torch.float32, shape)
         else:
-            y = self.call_layer("PackedConv2d", x, [], torch.float32, shape)
+            y = self.call_layer(f"PackedConv2d{self.terms}", x, [], torch.float32, shape)
         return y[..., self.crop[0] :, self.crop[1] :] if any(self.crop) else y
 
     def _padded(self, x: Tensor) -> Tensor:
@@ -190,8 +182,8 @@ class _Linear(_Packed):
             x = self.pack(x)
         shape = [*x.shape[:-1], self.geometry.out_channels]
         if residual is None:
-            return self.call_layer("PackedLinear", x, [], torch.float32, shape)
-        return self.call_layer("PackedLinearAdd", x, [residual.expand(shape)], torch.float32, shape)
+            return self.call_layer(f"PackedLinear{self.terms}", x, [], torch.float32, shape)
+        return self.call_layer(f"PackedLinear{self.terms}Add", x, [residual.expand(shape)], torch.float32, shape)
 
 
 def _stand_in(module: PackActivation | PackedLayer, name: str) -> _StandIn:
@@ -207,9 +199,10 @@ def _linear(module: PackedLayer) -> PackedLinear:
 
 def _pack_doc(pack: PackActivation) -> str:
     kind = "uniform codes" if pack.thresholds is None else "codes by threshold"
-    return f"{kind}, {pack.terms[0]} planes"
+    return f"{kind}, {sum(pack.terms)} planes"
 
 
 def _layer_doc(layer: PackedLayer) -> str:
-    terms, planes = layer.geometry.weight_terms, layer.geometry.activation_terms[0]
-    return f"{layer.weight_spec}; weight planes {'+'.join(map(str, terms))}, activation planes {planes}"
+    terms = (layer.geometry.weight_terms, layer.geometry.activation_terms)
+    weight, activation = ("+".join(map(str, planes)) for planes in terms)
+    return f"{layer.weight_spec}; weight planes {weight}, activation planes {activation}"

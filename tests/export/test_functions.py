@@ -1,5 +1,8 @@
 """The operations' bodies against the contract of the packed form, layer by layer, in ONNX Runtime and onnx itself."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import onnx.checker
 import onnx.helper
@@ -13,9 +16,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 from torch.nn import functional as F
 
-from binarize.errors import ExportError
 from binarize.export.functions import DOMAIN, VERSION, function_protos
-from binarize.export.stand_ins import digit_threshold, why_not, with_stand_ins
+from binarize.export.stand_ins import digit_threshold, with_stand_ins
 from binarize.layers.packed import Geometry, PackActivation, PackedConv2d, PackedLinear
 from binarize.schemes.base import Levels
 
@@ -236,9 +238,64 @@ def test_a_runtime_that_folds_constants_is_left_with_one_convolution(tmp_path):
     assert [node.op_type for node in onnx.load(tmp_path / "folded.onnx").graph.node] == ["Cast", "Conv", "Clip"]
 
 
-def test_several_activation_terms_are_refused_by_name():
-    pack = PackActivation((1, 1), levels(0.0, 1.0, torch.zeros(2, 1)))
+def several(count, rows=False, columns=1):
+    found = Levels(torch.randn(()), torch.randn(count), torch.randn(count, columns).sort(0).values)
+    return PackActivation((1,) * count, found, rows=rows)
 
-    assert "2 terms" in why_not(pack)
-    with pytest.raises(ExportError, match=r"layer '0'.*2 terms"):
-        with_stand_ins(nn.Sequential(pack))
+
+@pytest.mark.parametrize("columns", [1, 6])
+@pytest.mark.parametrize("rows", [False, True])
+def test_codes_of_several_terms_hold_the_digit_of_each(columns, rows):
+    pack = several(5, rows, columns)
+    x = torch.randn(*((4, 5, 6) if rows else (2, 6, 4, 5)))
+    x.flatten()[3] = float("nan")
+    node = stand_in(pack)
+
+    arrays = {"x": x.numpy(), "thresholds": node.thresholds.numpy()}
+    codes = run("PackTerms", node.attributes, arrays, TensorProto.UINT8)
+
+    digits = pack.codes(x, axis=-1 if rows else 1)
+    assert torch.equal(codes.float(), (digits * 2.0 ** torch.arange(5).reshape(-1, *[1] * x.dim())).sum(0))
+
+
+@settings(max_examples=15)
+@given(geometries(), st.integers(2, 8), st.booleans(), st.integers(0, 2**31))
+def test_a_layer_of_several_terms_is_that_of_the_values(geometry, count, linear, seed):
+    torch.manual_seed(seed)
+    if linear:
+        geometry = Geometry(geometry.channels, geometry.out_channels, weight_terms=geometry.weight_terms)
+    geometry = dataclasses.replace(geometry, activation_terms=(1,) * count)
+    kind = PackedLinear if linear else PackedConv2d
+    layer = kind(geometry, several(count, linear), "by-hand")
+    shape = (geometry.out_channels, geometry.channels // geometry.groups, *geometry.kernel)
+    odd = torch.stack([
+        2 * torch.randint(0, 2**bits, shape) - (2**bits - 1) if bits else torch.ones(shape, dtype=torch.int64)
+        for bits in geometry.weight_terms
+    ])  # fmt: skip
+    unit, step = torch.randn(len(odd), shape[0]), torch.tensor(layer.activation.step)
+    layer.set_weight(odd, (unit.unsqueeze(1) * step.reshape(1, -1, 1)).flatten(0, 1), torch.randn(shape[0]))
+    layer.activation.groups = geometry.groups
+    x = torch.randn(3, geometry.channels) if linear else image(geometry, 0.0, 1.0)
+    node = stand_in(layer)
+
+    names = {"x": x.numpy(), "thresholds": node.pack.thresholds.numpy()}
+    codes = run("PackTerms", node.pack.attributes, names, TensorProto.UINT8)
+    residual = torch.randn(layer(x).shape)
+    name = f"Packed{'Linear' if linear else 'Conv2d'}Terms"
+    plain = run(name, node.attributes, arrays_of(layer_arrays(layer, node), codes=codes))
+    added = run(f"{name}Add", node.attributes, arrays_of(layer_arrays(layer, node), codes=codes, residual=residual))
+
+    # Both sums take k products of t terms; each term of both sums carries at most k + 2 t + 8 roundings of its size.
+    sizes = float(
+        (unit.abs().unsqueeze(2) * odd.flatten(2).abs()).sum() * (step.abs().sum() + abs(layer.activation.low))
+    )
+    bound = (geometry.depth + 2 * count * len(odd) + 8) * ROUNDING * (2 * sizes + 10.0)
+    assert ((plain - layer(x)).abs() <= bound).all()
+    assert ((added - layer(x) - residual).abs() <= bound).all()
+
+
+def layer_arrays(layer, node):
+    """The layer with the scale rows that its node has."""
+    made = copy.copy(layer)
+    made._buffers = {**layer._buffers, "scale": node.scale}
+    return made

@@ -61,7 +61,7 @@ class TwoHeads(nn.Module):
         return {"map": self.head(x), "classes": [self.fc(rows.mean((1, 2))), rows.sum(1)]}
 
 
-@pytest.fixture(scope="module", params=["encoding:w=4,a=4", "xnor-net"])
+@pytest.fixture(scope="module", params=["encoding:w=4,a=4", "xnor-net", "pa-net:m=4,n=3"])
 def exported(request, tmp_path_factory):
     torch.manual_seed(0)
     net = packed(models.Residual(), torch.randn(8, 3, 16, 16), request.param)
