@@ -24,6 +24,7 @@ from binarize.passes.select import Rules, Site, sites, why_not
 from binarize.recipe import FULL_PRECISION, Recipe
 from binarize.record import GroupRecord, LayerRecord, Record, attach_record
 from binarize.schemes.presets import Scheme, build_scheme
+from binarize.schemes.structures import Groupwise
 from binarize.sources import require_finite
 
 __all__ = ["Progress", "convert", "plan"]
@@ -37,10 +38,14 @@ Progress = Callable[[str, int, int], None]
 @final
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """The scheme of each layer that is converted and the reason of each that is not, in the model's order."""
+    """The scheme of each layer that is converted and the reason of each that is not, in the model's order.
+
+    Groups are filled in when they have become branches.
+    """
 
     schemes: Mapping[str, Scheme]
     layers: tuple[LayerRecord, ...]
+    groups: tuple[GroupRecord, ...] = ()
 
 
 @torch.no_grad()
@@ -88,10 +93,8 @@ def convert(
     planned = _plan(captured, recipe, default)
     if not planned.schemes:
         raise NothingConvertedError({layer.name: str(layer.reason) for layer in planned.layers})
-    groups, home = _decompose(captured, planned.schemes)
-    planned = dataclasses.replace(
-        planned, layers=tuple(dataclasses.replace(layer, group=home.get(layer.name)) for layer in planned.layers)
-    )
+    planned = _decompose_groups(captured, planned)
+    _decompose_layers(captured, planned)
     net = captured.root
     torch.manual_seed(recipe.seed)
     settings = CalibrationSettings(reconstruct=recipe.reconstruct, seed=recipe.seed)
@@ -101,7 +104,7 @@ def convert(
         _blame_inputs(teacher, inputs, cause)
         raise
     record = _record(captured, planned, recipe, inputs, dict(source or {}), found.to_dict())
-    attach_record(net, dataclasses.replace(record, groups=groups))
+    attach_record(net, record)
     return net.eval()
 
 
@@ -110,15 +113,20 @@ def _require_unconverted(model: nn.Module) -> None:
         raise ModelError(f"cannot convert {type(model).__name__}: it is already converted; give the original model")
 
 
-def plan(model: nn.Module, recipe: Recipe | None = None) -> tuple[LayerRecord, ...]:
-    """Return what `convert` would do with each weighted layer, without doing it. ``model`` is left as it is.
+def plan(model: nn.Module, recipe: Recipe | None = None) -> Record:
+    """Return the record that `convert` would make, without converting. ``model`` is left as it is.
 
     Raises:
         RecipeError: the scheme or a layer's scheme names nothing that can be built, or a pattern matches no layer.
     """
     recipe = recipe or Recipe()
     default = build_scheme(recipe.scheme)
-    return _plan(capture(copy.deepcopy(model).eval()), recipe, default).layers
+    captured = capture(copy.deepcopy(model).eval())
+    planned = _plan(captured, recipe, default)
+    if any(isinstance(scheme.structure, Groupwise) for scheme in planned.schemes.values()):
+        captured.root.to("meta")  # copies of what holds no numbers cost nothing
+        planned = _decompose_groups(captured, planned)
+    return Record(recipe, planned.layers, planned.groups, tuple(captured.graphs), dict(captured.reasons))
 
 
 def _calibration_inputs(recipe: Recipe, example: Any, data: Iterable[Any] | None) -> list[tuple[Any, ...]]:
@@ -171,29 +179,54 @@ def _scheme_of(site: Site, recipe: Recipe, default: Scheme) -> Scheme:
     return default
 
 
-def _decompose(captured: Captured, schemes: Mapping[str, Scheme]) -> tuple[tuple[GroupRecord, ...], dict[str, str]]:
-    """Swap the planned layers: groups first, then layers graph by graph, then those that untraceable code calls.
+def _decompose_groups(captured: Captured, planned: _Plan) -> _Plan:
+    """Make branches of the groups whose layers have a group-wise scheme; return the plan with what became of each.
 
-    Returns:
-        What became of each group with a group-wise scheme, and the group of each layer that became part of branches.
+    Layers whose group could not become branches get as many planes on their own as they would have had branches.
     """
-    placed: set[str] = set()
     groups: list[GroupRecord] = []
     home: dict[str, str] = {}
     for path, gm in captured.graphs.items():
         prefix = f"{path}." if path else ""
-        inside = {name[len(prefix) :]: made for name, made in schemes.items() if name.startswith(prefix)}
+        inside = {name[len(prefix) :]: made for name, made in planned.schemes.items() if name.startswith(prefix)}
         step = DecomposeGroups(inside)
         result = step(gm)
         for made in step.made:
-            groups.append(GroupRecord(prefix + made.name, made.kind, join(path, made.branches), made.gate))
-            home |= dict.fromkeys((join(path, layer) for layer in made.layers), prefix + made.name)
+            name, place = prefix + made.name, join(path, made.branches)
+            groups.append(GroupRecord(name, made.kind, place, made.executed, made.stored, made.gate))
+            home |= dict.fromkeys((join(path, layer) for layer in made.layers), name)
         groups += [GroupRecord(prefix + name, "", reason=why) for name, why in result.skipped.items()]
-        alone = {name: made for name, made in inside.items() if join(path, name) not in home}
-        placed.update(prefix + name for name in DecomposeLayers(alone)(gm).changed)
-    for name in schemes.keys() - placed - home.keys():
-        put(captured.root, name, decompose(captured.root.get_submodule(name), schemes[name]))
-    return tuple(groups), home
+    groups += [
+        GroupRecord(name, "", reason="called by code that could not be traced")
+        for name, scheme in planned.schemes.items()
+        if isinstance(scheme.structure, Groupwise) and name in captured.loose
+    ]
+    schemes = {name: made if name in home else _alone(made) for name, made in planned.schemes.items()}
+    layers = tuple(
+        dataclasses.replace(layer, group=home.get(layer.name), scheme=layer.scheme and schemes[layer.name].spec)
+        for layer in planned.layers
+    )
+    return _Plan(schemes, layers, tuple(groups))
+
+
+def _alone(scheme: Scheme) -> Scheme:
+    """Return the scheme of a layer outside all branches: as many products, layer by layer."""
+    if not isinstance(scheme.structure, Groupwise):
+        return scheme
+    return build_scheme(f"group-net:k={scheme.structure.executed},unit=layer")
+
+
+def _decompose_layers(captured: Captured, planned: _Plan) -> None:
+    """Swap the planned layers that are in no branch: graph by graph, then those that untraceable code calls."""
+    grouped = {layer.name for layer in planned.layers if layer.group is not None}
+    left = {name: made for name, made in planned.schemes.items() if name not in grouped}
+    placed: set[str] = set()
+    for path, gm in captured.graphs.items():
+        prefix = f"{path}." if path else ""
+        inside = {name[len(prefix) :]: made for name, made in left.items() if name.startswith(prefix)}
+        placed.update(prefix + name for name in DecomposeLayers(inside)(gm).changed)
+    for name in left.keys() - placed:
+        put(captured.root, name, decompose(captured.root.get_submodule(name), left[name]))
 
 
 def _blame_inputs(teacher: nn.Module, inputs: Sequence[tuple[Any, ...]], cause: Exception) -> None:
@@ -220,6 +253,7 @@ def _record(
     shape = tuple(first.shape[1:]) if isinstance(first, Tensor) else None
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     return Record(
-        recipe=recipe, layers=planned.layers, parts=tuple(captured.graphs), uncaptured=dict(captured.reasons),
-        input_shape=shape, source={**source, "versions": versions}, calibration=calibration,
+        recipe=recipe, layers=planned.layers, groups=planned.groups, parts=tuple(captured.graphs),
+        uncaptured=dict(captured.reasons), input_shape=shape, source={**source, "versions": versions},
+        calibration=calibration,
     )  # fmt: skip

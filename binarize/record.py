@@ -25,7 +25,8 @@ class LayerRecord:
         weights: number of weights.
         scheme: scheme string it was converted with, or None.
         reason: why it stayed in full precision, or None.
-        group: name of the group that it is copied with into branches, or None where it was replaced on its own.
+        group: name of the group that it is copied with into branches, or None; a layer that stays in full precision is
+            copied with its group too.
     """
 
     name: str
@@ -45,6 +46,8 @@ class GroupRecord:
         name: what its layers' paths have in common.
         kind: how its paths meet ("residual", "concat", "gate", "branches", "chain"), or "stage" or "network".
         path: module path of its branches, or None where its layers were replaced one by one.
+        executed: branches that run for one image.
+        stored: branches that there are.
         gate: why its branches read the aggregate alone, or "gated".
         reason: why it did not become branches, or None.
     """
@@ -52,6 +55,8 @@ class GroupRecord:
     name: str
     kind: str
     path: str | None = None
+    executed: int = 1
+    stored: int = 1
     gate: str | None = None
     reason: str | None = None
 

@@ -1,27 +1,27 @@
-"""What each layer became and why the rest did not: as text, JSON and HTML."""
+"""What each layer became and why the rest did not, as data and as text; `binarize.page` makes HTML of it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import nn
 
-from binarize.artifact import replacing
+from binarize.calibration.places import layer_copies
 from binarize.convert import plan
 from binarize.cost import example_arguments, measure_macs, packed_bytes, tensor_bytes, weight_bytes
 from binarize.data import random_images
-from binarize.errors import ModelError, OutputError
+from binarize.errors import ModelError
 from binarize.layers.binary import binary_layers
+from binarize.layers.branches import branch_groups
 from binarize.layers.packed import PackedLayer
 from binarize.passes.pack import pack
 from binarize.recipe import Recipe
-from binarize.record import LayerRecord, Record, record_of
-from binarize.schemes.presets import build_scheme
-from binarize.training.curves import curves_of
+from binarize.record import GroupRecord, LayerRecord, Record, record_of
+from binarize.schemes.presets import Scheme, build_scheme
+from binarize.tables import count, plain_table, size
 
-__all__ = ["LayerSummary", "Summary", "Totals", "plain_table", "size", "summary", "write_html"]
+__all__ = ["LayerSummary", "Summary", "Totals", "summary"]
 
 FLOAT_BYTES = 4
 
@@ -35,11 +35,13 @@ class LayerSummary:
         name: module path.
         kind: class name of the original layer.
         scheme: scheme string, or None where the layer stays in full precision.
-        bytes: of its weight in packed form.
+        bytes: of its weight in packed form, in all branches.
         fp32_bytes: of its weight as float32.
         reason: why it stays in full precision, or None.
-        macs: multiply-accumulates for one image; None where the network could not be run.
-        products: binary products per MAC; 0 in full precision.
+        macs: multiply-accumulates for one image, in one branch if it is binary, in all that run if it is not; None
+            where the network could not be run.
+        products: binary products per MAC, those of all branches that run; 0 in full precision.
+        group: the group that it is copied with into branches, or None.
     """
 
     name: str
@@ -50,6 +52,7 @@ class LayerSummary:
     reason: str | None
     macs: int | None
     products: int
+    group: str | None = None
 
 
 @final
@@ -61,7 +64,7 @@ class Totals:
         bytes: of the whole network in packed form, biases and normalisation included.
         fp32_bytes: of the same network in float32.
         binary_macs: binary products for one image, or None.
-        float_macs: MACs of the layers in full precision, or None.
+        float_macs: MACs of the layers in full precision and of routers, or None.
         converted: how many layers.
         kept: how many layers.
     """
@@ -90,6 +93,7 @@ class Summary:
         input_shape: ``(c, h, w)`` that the MACs are for, or None.
         layers: every weighted layer, in the model's order.
         totals: the sums.
+        branches: every group that was to become branches.
         uncaptured: reason for each module that could not be captured as a graph.
         details: source, calibration, training and metrics, as the record keeps them.
     """
@@ -99,6 +103,7 @@ class Summary:
     input_shape: tuple[int, ...] | None
     layers: tuple[LayerSummary, ...]
     totals: Totals
+    branches: tuple[GroupRecord, ...] = ()
     uncaptured: Mapping[str, str] = dataclasses.field(default_factory=dict)
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -123,6 +128,14 @@ class Summary:
     def rows(self) -> list[tuple[str, ...]]:
         """Return the layer table as text, one row per layer."""
         return [_row(layer) for layer in self.layers]
+
+    def branch_columns(self) -> tuple[str, ...]:
+        """Return the headings of `branch_rows`."""
+        return ("group", "kind", "branches", "connection")
+
+    def branch_rows(self) -> list[tuple[str, ...]]:
+        """Return the table of groups as text, one row per group that was to become branches."""
+        return [_branch_row(group) for group in self.branches]
 
     def groups(self) -> Mapping[str, Mapping[str, float]]:
         """Return what reconstruction did to each group: ``before`` and ``after``, see `GroupFit`; empty without it."""
@@ -149,6 +162,8 @@ class Summary:
             shape = "x".join(map(str, self.input_shape or ()))
             binary, floats = count(totals.binary_macs), count(totals.float_macs)
             lines.append(f"one {shape} image: {binary} binary products, {floats} float MACs")
+        if self.branches:
+            lines.append(_on_branches(self.branches))
         if groups := self.groups():
             better = sum(fit["after"] < fit["before"] for fit in groups.values())
             lines.append(f"reconstruction brought {better} of {len(groups)} groups closer to the original")
@@ -160,6 +175,8 @@ class Summary:
     def __str__(self) -> str:
         """Return the table and the sums as plain text."""
         lines = [plain_table(self.columns(), self.rows(), left=(0, 1, 2, 7)), ""]
+        if self.branches:
+            lines += [plain_table(self.branch_columns(), self.branch_rows(), left=(0, 1, 3)), ""]
         if self.groups():
             lines += [plain_table(self.group_columns(), self.group_rows()), ""]
         return "\n".join((*lines, *self.closing()))
@@ -185,7 +202,7 @@ def summary(
     except ModelError:
         asked = recipe or Recipe()
         shape = None if input_shape is None else tuple(input_shape)
-        record = Record(asked, plan(net, asked), input_shape=shape)
+        record = dataclasses.replace(plan(net, asked), input_shape=shape)
         return _summary(net, record, "original", shape, macs)
     form = "training" if any(True for _ in binary_layers(net)) else "packed"
     packed = pack(net) if form == "training" else net
@@ -196,14 +213,14 @@ def _summary(net: nn.Module, record: Record, form: str, shape: tuple[int, ...] |
     counted = None
     if macs and shape is not None:
         counted = measure_macs(net, example_arguments(net, random_images(shape, 1)))
-    modules = dict(net.named_modules(remove_duplicate=False))
-    layers = tuple(_layer(layer, modules.get(layer.name), counted) for layer in record.layers)
+    layers = tuple(_Layers(net, record, counted).summary(layer) for layer in record.layers)
     return Summary(
         form=form,
         recipe=record.recipe,
         input_shape=shape,
         layers=layers,
-        totals=_totals(layers, tensor_bytes(net), packed=form != "original"),
+        totals=_totals(layers, net, counted, packed=form != "original"),
+        branches=record.groups,
         uncaptured=record.uncaptured,
         details=_details(record),
     )
@@ -214,39 +231,95 @@ def _details(record: Record) -> dict[str, Any]:
     return {name: getattr(record, name) for name in names}
 
 
-def _layer(layer: LayerRecord, module: nn.Module | None, macs: Mapping[str, int] | None) -> LayerSummary:
-    scheme = None if layer.scheme is None else build_scheme(layer.scheme)
-    if module is None:
-        stored = 0  # never called: the graph has no place for it
-    elif scheme is None or isinstance(module, PackedLayer):
-        stored = weight_bytes(module)
-    else:
+@final
+class _Layers:
+    """The layers of one network, wherever their copies are."""
+
+    def __init__(self, net: nn.Module, record: Record, macs: Mapping[str, int] | None) -> None:
+        self.modules = dict(net.named_modules(remove_duplicate=False))
+        self.copies, self.macs = layer_copies(net), macs
+        self.groups = {group.name: group for group in record.groups}
+
+    def summary(self, layer: LayerRecord) -> LayerSummary:
+        """Return the row of one layer, its copies added up."""
+        scheme = None if layer.scheme is None else build_scheme(layer.scheme)
+        return LayerSummary(
+            name=layer.name,
+            kind=layer.kind,
+            scheme=layer.scheme,
+            bytes=self._bytes(layer, scheme),
+            fp32_bytes=layer.weights * FLOAT_BYTES,
+            reason=layer.reason,
+            macs=None if self.macs is None else self._macs(layer, self.macs),
+            products=0 if scheme is None else scheme.products,
+            group=layer.group,
+        )
+
+    def _bytes(self, layer: LayerRecord, scheme: Scheme | None) -> int:
+        if layer.name in self.copies:
+            return sum(weight_bytes(self.modules[path]) for path in self.copies[layer.name])
+        module, stored = self.modules.get(layer.name), self._group(layer).stored
+        if module is None:
+            return 0  # never called: the graph has no place for it
+        if scheme is None or isinstance(module, PackedLayer):
+            return weight_bytes(module) * stored
         weight = module.weight
-        stored = packed_bytes(weight.shape, scheme) if isinstance(weight, torch.Tensor) else 0
-    return LayerSummary(
-        name=layer.name,
-        kind=layer.kind,
-        scheme=layer.scheme,
-        bytes=stored,
-        fp32_bytes=layer.weights * FLOAT_BYTES,
-        reason=layer.reason,
-        macs=None if macs is None else macs.get(layer.name, 0),
-        products=0 if scheme is None else scheme.products,
-    )
+        return packed_bytes(weight.shape, scheme) * stored if isinstance(weight, torch.Tensor) else 0
+
+    def _macs(self, layer: LayerRecord, macs: Mapping[str, int]) -> int:
+        executed = self._group(layer).executed
+        if layer.name not in self.copies:  # one layer, or the original of those that branches would hold
+            return macs.get(layer.name, 0) * (1 if layer.scheme else executed)
+        ran = sum(macs.get(path, 0) for path in self.copies[layer.name])
+        return ran // executed if layer.scheme else ran
+
+    def _group(self, layer: LayerRecord) -> GroupRecord:
+        return self.groups.get(layer.group or "", GroupRecord("", ""))
 
 
-def _totals(layers: Sequence[LayerSummary], held: int, packed: bool) -> Totals:
+def _totals(layers: Sequence[LayerSummary], net: nn.Module, macs: Mapping[str, int] | None, *, packed: bool) -> Totals:
+    held = tensor_bytes(net)
     saved = sum(layer.fp32_bytes - layer.bytes for layer in layers)
     known = all(layer.macs is not None for layer in layers)
     converted = sum(layer.scheme is not None for layer in layers)
+    floats = sum(layer.macs or 0 for layer in layers if layer.scheme is None) + _router_macs(net, macs or {})
     return Totals(
         bytes=held if packed else held - saved,
-        fp32_bytes=held + saved if packed else held,
+        fp32_bytes=held + saved - _added_bytes(net) if packed else held,
         binary_macs=sum((layer.macs or 0) * layer.products for layer in layers) if known else None,
-        float_macs=sum(layer.macs or 0 for layer in layers if layer.scheme is None) if known else None,
+        float_macs=floats if known else None,
         converted=converted,
         kept=len(layers) - converted,
     )
+
+
+def _added_bytes(net: nn.Module) -> int:
+    """Return the bytes that the original has nothing like: norms and biases of all branches but one, gates, routers."""
+    added = 0
+    for _, group in branch_groups(net):
+        one = group.bodies[0]
+        weights = [sum(weight_bytes(body.get_submodule(name)) for name in group.origin) for body in group.bodies]
+        added += (tensor_bytes(group) - sum(weights)) - (tensor_bytes(one) - weights[0])
+    return added
+
+
+def _router_macs(net: nn.Module, macs: Mapping[str, int]) -> int:
+    routers = [f"{path}.router." for path, group in branch_groups(net) if group.router is not None]
+    return sum(count for name, count in macs.items() if name.startswith(tuple(routers)))
+
+
+def _branch_row(group: GroupRecord) -> tuple[str, ...]:
+    if group.path is None:
+        return (group.name, "", "", f"layer by layer: {group.reason}")
+    counts = str(group.stored) if group.stored == group.executed else f"{group.executed} of {group.stored}"
+    return (group.name, group.kind, counts, str(group.gate))
+
+
+def _on_branches(groups: Sequence[GroupRecord]) -> str:
+    made = [group for group in groups if group.path is not None]
+    gated = sum(group.gate == "gated" for group in made)
+    left = len(groups) - len(made)
+    return f"{len(made)} groups of branches, {gated} gated" + (f"; {left} layer by layer" if left else "")
 
 
 def _row(layer: LayerSummary) -> tuple[str, ...]:
@@ -262,140 +335,3 @@ def _row(layer: LayerSummary) -> tuple[str, ...]:
         macs,
         layer.reason or "",
     )
-
-
-def size(amount: int) -> str:
-    """Return bytes for a person: powers of 1000, three digits."""
-    return f"{_scaled(amount)}B"
-
-
-def count(amount: int) -> str:
-    """Return a count for a person: powers of 1000, three digits."""
-    return _scaled(amount).rstrip()
-
-
-def _scaled(amount: int) -> str:
-    value = float(amount)
-    for unit in ("", "k", "M", "G"):
-        if value < 999.5:
-            digits = 0 if not unit or value >= 99.95 else 1
-            return f"{value:.{digits}f} {unit}"
-        value /= 1000
-    return f"{value:.1f} T"
-
-
-def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Return an aligned table in plain text; columns are right-aligned but for those in ``left``."""
-    table = [list(columns), *[list(row) for row in rows]]
-    widths = [max(len(row[index]) for row in table) for index in range(len(columns))]
-    cells = [
-        [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        for row in table
-    ]
-    cells.insert(1, ["-" * width for width in widths])
-    return "\n".join("  ".join(row).rstrip() for row in cells)
-
-
-def require_html(path: Path | str) -> None:
-    """Raise OutputError if an HTML report cannot be made here."""
-    import importlib.util
-
-    if importlib.util.find_spec("jinja2") is None:
-        raise OutputError(
-            f"cannot write the report {path}: jinja2 is not installed; run pip install 'binarize[report]'"
-        )
-
-
-def write_html(found: Summary, path: Path | str, *, title: str) -> None:
-    """Write a self-contained page: no scripts, nothing loaded from elsewhere.
-
-    Raises:
-        OutputError: jinja2 is missing, or the file cannot be written.
-    """
-    require_html(path)
-    import jinja2
-
-    curves = curves_of(found.details.get("training", {}))
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
-    text = page.render(title=title, summary=found, size=size, count=count, widest=_widest(found), curves=curves)
-    with replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8")
-
-
-def _widest(found: Summary) -> int:
-    return max((layer.fp32_bytes for layer in found.layers), default=1) or 1
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-td.why { white-space: normal; color: #666; }
-td svg { display: block; }
-tr.kept td { background: #fafafa; }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-{% for line in summary.closing() %}
-<p>{{ line }}</p>
-{% endfor %}
-<h2>Layers</h2>
-<table>
-<tr><th>layer</th><th>kind</th><th>scheme</th><th class="n">fp32</th><th class="n">packed</th><th>bytes</th>
-<th class="n">MACs</th><th>stays fp because</th></tr>
-{% for layer in summary.layers %}
-<tr{% if not layer.scheme %} class="kept"{% endif %}>
-<td>{{ layer.name }}</td><td>{{ layer.kind }}</td><td>{{ layer.scheme or "fp" }}</td>
-<td class="n">{{ size(layer.fp32_bytes) }}</td><td class="n">{{ size(layer.bytes) }}</td>
-<td><svg width="120" height="10" role="img" aria-label="share of the largest layer">
-<rect width="{{ (120 * layer.fp32_bytes / widest)|round(1) }}" height="10" fill="#d5dbe3"/>
-<rect width="{{ (120 * layer.bytes / widest)|round(1) }}" height="10" fill="#2f6db5"/></svg></td>
-<td class="n">{{ count(layer.macs) if layer.macs is not none }}</td><td class="why">{{ layer.reason or "" }}</td>
-</tr>
-{% endfor %}
-</table>
-{% if summary.reasons() %}
-<h2>Kept in full precision</h2>
-<ul>
-{% for reason, names in summary.reasons().items() %}
-<li>{{ reason }}: {{ names | join(", ") }}</li>
-{% endfor %}
-</ul>
-{% endif %}
-{% if summary.groups() %}
-<h2>Reconstruction</h2>
-<table>
-<tr><th>group</th><th class="n">error before</th><th class="n">error after</th></tr>
-{% for name, before, after in summary.group_rows() %}
-<tr><td>{{ name }}</td><td class="n">{{ before }}</td><td class="n">{{ after }}</td></tr>
-{% endfor %}
-</table>
-<p>Squared difference to the original's output of that group, over its variance, on images that were not trained on.</p>
-{% endif %}
-{% if curves %}
-<h2>Fine-tuning</h2>
-{% for curve in curves %}
-<p>{{ curve.name }}: {{ "%.4g to %.4g"|format(curve.first, curve.last) }}</p>
-<svg width="480" height="130" viewBox="-4 -4 488 128" role="img" aria-label="{{ curve.name }} by epoch">
-<polyline points="{{ curve.points }}" fill="none" stroke="#2f6db5" stroke-width="2"/></svg>
-{% endfor %}
-{% endif %}
-<h2>Where it came from</h2>
-<dl>
-{% for name, values in summary.details.items() if values %}
-<dt>{{ name }}</dt>
-{% for key, value in values.items() if key not in ("groups", "epochs") %}
-<dd>{{ key }}: {{ value }}</dd>
-{% endfor %}
-{% endfor %}
-</dl>
-</body>
-</html>
-"""

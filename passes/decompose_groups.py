@@ -31,14 +31,18 @@ class Connection:
         name: of the group.
         kind: how its paths meet, or ``stage`` or ``network``.
         branches: path of its `Branches` in the graph.
-        layers: paths that its binary layers had.
-        gate: whether its branches read a mix of their own previous output and the aggregate; else why not.
+        layers: paths that its weighted layers had, those included that stay in full precision in each branch.
+        executed: branches that run for one image.
+        stored: branches that there are.
+        gate: "gated" if its branches read a mix of their own previous output and the aggregate; else why not.
     """
 
     name: str
     kind: str
     branches: str
     layers: tuple[str, ...]
+    executed: int
+    stored: int
     gate: str
 
 
@@ -116,6 +120,7 @@ class DecomposeGroups(Pass):
         layers: Mapping[str, Scheme],
         before: "_Made | None",
     ) -> "_Made":
+        origins = _weighted(gm, region)
         bodies = [self._body(gm, region, structure, layers, branch) for branch in range(structure.stored)]
         gate = _why_no_gate(structure, before)
         router = None
@@ -125,7 +130,7 @@ class DecomposeGroups(Pass):
             router = Router(channels, structure.stored, structure.executed)
         module = Branches(
             bodies,
-            {inner_path(region.name, path): path for path in _weighted(gm, region)},
+            {inner_path(region.name, path): path for path in origins},
             gate=None if gate else Gate(structure.stored if structure.gates == "branch" else 1),
             scaled=structure.scales == "learnt",
             router=router,
@@ -135,7 +140,8 @@ class DecomposeGroups(Pass):
             own = before.hand_on(gm)
             region = replace(region, entry=before.total)
         made = _Made(gm, region, module, own)
-        self.made.append(Connection(region.name, region.kind, made.path, tuple(layers), gate or "gated"))
+        counts = (structure.executed, structure.stored)
+        self.made.append(Connection(region.name, region.kind, made.path, origins, *counts, gate or "gated"))
         return made
 
     @staticmethod
@@ -230,10 +236,10 @@ def _place(gm: fx.GraphModule, name: str, module: Branches) -> str:
     return add_module(gm, f"{parent}.branches" if parent else "branches", module)
 
 
-def _weighted(gm: fx.GraphModule, region: Region) -> list[str]:
+def _weighted(gm: fx.GraphModule, region: Region) -> tuple[str, ...]:
     """Return the paths of all weighted layers of a region, those that stay in full precision included."""
     paths = [str(node.target) for node in region.nodes if isinstance(module_of(gm, node), WEIGHTED)]
-    return list(dict.fromkeys(paths))
+    return tuple(dict.fromkeys(paths))
 
 
 def _channels(gm: fx.GraphModule, region: Region) -> int | None:

@@ -14,7 +14,7 @@ IMAGES = torch.linspace(-2, 2, 2 * 3 * 8 * 8).sin().reshape(2, 3, 8, 8)
 
 @pytest.mark.parametrize("where", ["keep", "convert", "layers"])
 def test_a_pattern_that_matches_no_layer_names_the_nearest(where):
-    name = plan(Residual())[1].name
+    name = plan(Residual()).layers[1].name
     wrong = f"{name}x"
     recipe = Recipe(**{where: {wrong: "xnor-net"} if where == "layers" else (wrong,)})
 
@@ -25,9 +25,9 @@ def test_a_pattern_that_matches_no_layer_names_the_nearest(where):
 
 
 def test_a_pattern_that_matches_one_layer_is_taken():
-    name = plan(Residual())[1].name
+    name = plan(Residual()).layers[1].name
 
-    assert any(layer.reason and repr(name) in layer.reason for layer in plan(Residual(), Recipe(keep=(name,))))
+    assert any(layer.reason and repr(name) in layer.reason for layer in plan(Residual(), Recipe(keep=(name,))).layers)
 
 
 def test_a_converted_network_is_not_converted_again():

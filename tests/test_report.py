@@ -9,10 +9,13 @@ from binarize.calibration import reconstruct
 from binarize.convert import convert
 from binarize.cost import tensor_bytes
 from binarize.errors import ModelError, OutputError
+from binarize.page import require_html, write_html
 from binarize.passes.pack import pack
 from binarize.recipe import Recipe
 from binarize.record import record_of
-from binarize.report import plain_table, require_html, size, summary, write_html
+from binarize.report import summary
+from binarize.schemes.presets import build_scheme
+from binarize.tables import plain_table, size
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +142,84 @@ def test_a_plain_table_is_aligned():
     assert plain_table(("name", "n"), [("a", "1"), ("bcdef", "22")]).splitlines() == [
         "name    n", "-----  --", "a       1", "bcdef  22",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def branched():
+    torch.manual_seed(0)
+    model, recipe = Residual().eval(), Recipe(scheme="group-net:k=3", keep=("block2.shortcut",))
+    net = convert(model, torch.randn(8, 3, 8, 8), recipe=recipe)
+    return {"original": model, "training": net, "packed": pack(net), "recipe": recipe}
+
+
+def test_layers_of_branches_count_every_copy(branched):
+    found = summary(branched["packed"])
+    rows = {layer.name: layer for layer in found.layers}
+    one = summary(branched["original"], recipe=Recipe(scheme="xnor-net"), input_shape=(3, 8, 8))
+    ones = {layer.name: layer for layer in one.layers}
+
+    for name in ("block1.conv1", "block2.conv2"):
+        assert rows[name].group == name.partition(".")[0]
+        assert rows[name].bytes == 3 * ones[name].bytes
+        assert (rows[name].macs, rows[name].products) == (ones[name].macs, 3)
+    kept = rows["block2.shortcut"]  # in full precision in each of the three branches
+    assert (kept.bytes, kept.macs) == (3 * kept.fp32_bytes, 3 * ones["block2.shortcut"].macs)
+    assert found.totals.binary_macs == 3 * sum(layer.macs for layer in found.layers if layer.scheme)
+    assert found.totals.bytes == tensor_bytes(branched["packed"])
+
+
+def test_all_forms_say_the_same_about_branches(branched):
+    forms = [summary(branched[form], recipe=branched["recipe"], input_shape=(3, 8, 8)) for form in
+             ("original", "training", "packed")]  # fmt: skip
+
+    assert forms[0].layers == forms[1].layers == forms[2].layers
+    assert forms[0].branches == forms[1].branches == forms[2].branches
+    assert forms[1].totals == forms[2].totals
+    assert forms[0].totals.binary_macs == forms[1].totals.binary_macs
+
+
+def test_branches_do_not_make_the_original_larger(branched):
+    single = summary(pack(convert(branched["original"], torch.randn(8, 3, 8, 8), "xnor-net")))
+
+    assert summary(branched["packed"]).totals.fp32_bytes == single.totals.fp32_bytes
+
+
+def test_the_table_of_groups_names_kind_count_and_connection(branched, tmp_path):
+    found = summary(branched["packed"])
+
+    assert found.branch_rows() == [
+        ("block1", "residual", "3", "its input is not the output of a group of branches"),
+        ("block2", "residual", "3", "gated"),
+    ]
+    assert "2 groups of branches, 1 gated" in str(found)
+    write_html(found, tmp_path / "page.html", title="net")
+    assert "<td>block2</td><td>residual</td><td>3</td><td>gated</td>" in (tmp_path / "page.html").read_text()
+    assert json.loads(json.dumps(found.to_dict()))["branches"][1]["gate"] == "gated"
+
+
+def test_a_group_without_branches_says_why_and_its_layers_have_as_many_planes():
+    class Tied(Residual):
+        def forward(self, x):
+            return self.block2.conv2(self.block2(self.block1(self.stem(x)))).flatten(1)
+
+    found = summary(convert(Tied().eval(), torch.randn(8, 3, 8, 8), "group-net:k=3"))
+    schemes = {layer.name: layer.scheme for layer in found.layers}
+
+    assert schemes["block1.conv1"] == build_scheme("group-net:k=3").spec
+    assert schemes["block2.conv1"] == build_scheme("group-net:k=3,unit=layer").spec
+    assert found.branch_rows()[1] == ("block2", "", "", "layer by layer: 'block2.conv2' is also called elsewhere")
+    assert "1 layer by layer" in str(found)
+
+
+def test_routed_branches_count_those_that_run_and_the_router():
+    torch.manual_seed(0)
+    net = convert(Residual().eval(), torch.randn(8, 3, 8, 8), "group-net:k=2,stored=4")
+    found, static = (summary(n) for n in (net, convert(Residual().eval(), torch.randn(8, 3, 8, 8), "group-net:k=2")))
+
+    assert found.totals.binary_macs == static.totals.binary_macs
+    assert [layer.bytes for layer in found.layers if layer.scheme] == [
+        2 * layer.bytes for layer in static.layers if layer.scheme
+    ]
+    routers = 2 * (8 * 8 + 8 * 4)  # two groups of 8 channels, 8 hidden features, 4 branches
+    assert found.totals.float_macs == static.totals.float_macs + routers
+    assert found.branch_rows()[0][2] == "2 of 4"

@@ -8,7 +8,7 @@ from binarize.layers.branches import branch_groups
 from binarize.passes.graph import join, module_of
 from binarize.passes.pack import graphs_of
 
-__all__ = ["layer_places"]
+__all__ = ["layer_copies", "layer_places"]
 
 
 def layer_places(net: nn.Module) -> dict[str, Place]:
@@ -22,6 +22,17 @@ def layer_places(net: nn.Module) -> dict[str, Place]:
                 place = Place(join(graph, original), path, branch, count, inner in last)
                 copies[f"{path}.bodies.{branch}.{inner}"] = place
     return {name: copies.get(name, Place(name)) for name, _ in binary_layers(net)}
+
+
+def layer_copies(net: nn.Module) -> dict[str, list[str]]:
+    """Return the module paths of the copies that branches hold of a layer, by the layer's path in the original."""
+    copies: dict[str, list[str]] = {}
+    for path, group in branch_groups(net):
+        graph = _graph_around(net, path)
+        for inner, original in group.origin.items():
+            places = [f"{path}.bodies.{branch}.{inner}" for branch in range(len(group.bodies))]
+            copies.setdefault(join(graph, original), []).extend(places)
+    return copies
 
 
 def _graph_around(net: nn.Module, path: str) -> str:

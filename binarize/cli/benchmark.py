@@ -110,7 +110,7 @@ def _print(found: "Benchmark", as_json: bool) -> None:
 
 
 def _cells(row: "Row", ours: "Row") -> list[str]:
-    from binarize.report import size
+    from binarize.tables import size
 
     times = (f"{row.median_us:,.0f} us", f"{row.p10_us:,.0f} us", f"{row.median_us / ours.median_us:.2f}x")
     return [row.name, *times, size(row.bytes), f"{row.bytes / ours.bytes:.1f}x"]

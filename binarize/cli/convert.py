@@ -150,7 +150,7 @@ def _beside(model: str) -> Path:
 
 def check_outputs(target: Path, report: Path | None, inputs: tuple[str | Path | None, ...]) -> None:
     """Ask, before the long work, whether the files can be written and overwrite nothing that is read."""
-    from binarize.report import require_html
+    from binarize.page import require_html
 
     if target.suffix == ".onnx":
         remedy = f"convert to a .safetensors file first, then `binarize export NET -o {target}` writes ONNX"
@@ -193,8 +193,10 @@ def finish(
 ) -> None:
     """Write the network and the page, and print what came of it; JSON holds ``more`` too."""
     from binarize.artifact import save
+    from binarize.page import write_html
     from binarize.passes.pack import pack
-    from binarize.report import size, summary, write_html
+    from binarize.report import summary
+    from binarize.tables import size
 
     packed = pack(net)
     written = save(net if trainable else packed, target)

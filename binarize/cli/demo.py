@@ -115,7 +115,7 @@ class _Tour:
 
 
 def _print(measured: dict[str, Any]) -> None:
-    from binarize.report import size
+    from binarize.tables import size
 
     rows = [
         (

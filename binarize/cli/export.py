@@ -26,7 +26,7 @@ def export(network: str, output: Path, arch: str | None, trust: tuple[str, ...],
     """
     from binarize.cli.writing import require_separate, require_writable
     from binarize.export.onnx import export_onnx
-    from binarize.report import size
+    from binarize.tables import size
 
     require_separate([output], (network, arch))
     require_writable(output)

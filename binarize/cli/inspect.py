@@ -33,7 +33,8 @@ def inspect(
     from binarize.artifact import is_artifact
     from binarize.cli.recipes import read_recipe
     from binarize.cli.writing import require_separate
-    from binarize.report import require_html, summary, write_html
+    from binarize.page import require_html, write_html
+    from binarize.report import summary
 
     if (scheme is not None or recipe is not None) and is_artifact(network):
         raise click.UsageError(f"--scheme and --recipe are for a MODEL; {network} is a converted network already")
@@ -53,6 +54,8 @@ def inspect(
         print_json(found.to_dict())
         return
     print_table(subject.title, found.columns(), found.rows(), left=(0, 1, 2, 7))
+    if found.branches:
+        print_table("groups", found.branch_columns(), found.branch_rows(), left=(0, 1, 3))
     if found.groups():
         print_table("reconstruction", found.group_columns(), found.group_rows())
     print_lines(["", *found.closing()])

@@ -61,7 +61,7 @@ def print_lines(lines: Sequence[str]) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> None:
     """Print a table on stdout: drawn on a terminal, aligned plain text otherwise."""
     if not sys.stdout.isatty():
-        from binarize.report import plain_table
+        from binarize.tables import plain_table
 
         click.echo(plain_table(columns, rows, left))
         return

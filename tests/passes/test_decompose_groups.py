@@ -225,7 +225,7 @@ def test_layers_that_stay_are_copied_with_their_group():
     net, made, _ = decomposed(models.Residual().eval(), "group-net:k=2", Rules(smallest=0, keep=("block2.shortcut",)))
     branches = net.get_submodule("block2")
 
-    assert made[1].layers == ("block2.conv1", "block2.conv2")
+    assert made[1].layers == ("block2.conv1", "block2.conv2", "block2.shortcut")
     kept = [body.get_submodule("shortcut") for body in branches.bodies]
     assert [type(layer) for layer in kept] == [nn.Conv2d, nn.Conv2d]
     assert kept[0] is not kept[1]
