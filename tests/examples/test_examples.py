@@ -1,7 +1,11 @@
 import runpy
 from pathlib import Path
 
+import pytest
+import torch
+
 from binarize.recipe import Recipe
+from binarize.schemes import presets
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -17,3 +21,49 @@ def test_the_quickstart_runs_and_writes_what_it_says(tmp_path, capsys):
 
 def test_the_recipe_can_be_read():
     assert Recipe.from_toml(EXAMPLES / "recipe.toml").layers["*.downsample.0"] == "fp"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(name, *words):
+    runpy.run_path(str(EXAMPLES / name))["main"]([str(word) for word in words])
+
+
+def test_cifar10_trains_and_goes_on_where_it_was(tmp_path, capsys):
+    run("cifar10.py", tmp_path, "--tiny")
+    first = capsys.readouterr().out.splitlines()
+    run("cifar10.py", tmp_path, "--tiny")
+    second = capsys.readouterr().out.splitlines()
+
+    assert [line.split()[0] for line in second] == ["original", "converted", "fine-tuned"]
+    assert (first[0], first[-1]) == (second[0], second[-1])
+    assert (tmp_path / "packed.safetensors").is_file()
+
+
+def test_imagenet_trains_in_two_stages(tmp_path, capsys):
+    run("imagenet.py", tmp_path, "--tiny")
+
+    assert "after 2 epochs" in capsys.readouterr().out
+    assert "activations:epochs=1" in (tmp_path / "run" / "log.csv").read_text()
+
+
+def test_an_own_training_loop_is_enough(capsys):
+    run("own_training_loop.py", "--tiny")
+
+    assert capsys.readouterr().out.startswith("converted ")
+
+
+def test_an_own_scheme_is_packed_saved_and_loaded(tmp_path, capsys):
+    try:
+        run("own_scheme.py", tmp_path, "--tiny")
+    finally:
+        presets.PRESETS.pop("ternary")
+
+    assert capsys.readouterr().out.startswith("ternary weights, 3-bit activations: ")
+    assert (tmp_path / "ternary.safetensors").is_file()
