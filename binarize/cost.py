@@ -10,8 +10,9 @@ Conventions, the same wherever a figure is printed:
   activation levels are in the total, not in the rows.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 from binarize.errors import ModelError
 from binarize.layers.binary import BinaryConv2d, BinaryLayer, BinaryLinear
 from binarize.layers.packed import PackedConv2d, PackedLayer, PackedLinear
+from binarize.passes.capture import capture
+from binarize.passes.select import Rules, sites, why_not
 from binarize.schemes.presets import Scheme
 
-__all__ = ["example_arguments", "measure_macs", "packed_bytes", "tensor_bytes", "weight_bytes"]
+__all__ = ["Split", "example_arguments", "measure_macs", "packed_bytes", "split_of", "tensor_bytes", "weight_bytes"]
 
 WORD_BYTES = 4
 
@@ -130,6 +133,49 @@ def _takes(model: nn.Module, arguments: tuple[Any, ...]) -> bool:
     except ModelError:
         return False
     return True
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The weights and MACs of a network, split into what stays in full precision and what becomes binary.
+
+    Attributes:
+        float_weights: weights of the layers that stay.
+        binary_weights: weights of the others.
+        float_macs: MACs of the layers that stay.
+        binary_macs: MACs of the others.
+    """
+
+    float_weights: int
+    binary_weights: int
+    float_macs: int
+    binary_macs: int
+
+    def memory(self, bits: int) -> int:
+        """Return the bits of all weights, ``bits`` for a binary one: the published convention, without scales."""
+        return 32 * self.float_weights + bits * self.binary_weights
+
+    def operations(self, products: int) -> float:
+        """Return the published operation count with ``products`` binary products for each MAC of a binary layer."""
+        return self.float_macs + self.binary_macs * products / 64
+
+
+def split_of(model: nn.Module, images: Tensor, rules: Rules) -> Split:
+    """Return how ``rules`` split a network; it may live on the meta device. The model is used up, as by `capture`.
+
+    Args:
+        model: a network that can be traced whole.
+        images: ``(1, c, h, w)``.
+        rules: which layers stay in full precision.
+    """
+    macs = measure_macs(model, (images,))
+    counts = [0, 0, 0, 0]
+    for site in sites(capture(model)):
+        binary = why_not(site, rules) is None
+        counts[binary] += site.module.weight.numel()  # type: ignore[operator]
+        counts[2 + binary] += macs.get(site.name, 0)
+    return Split(*counts)
 
 
 def tensor_bytes(net: nn.Module) -> int:

@@ -1,14 +1,16 @@
 import pytest
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from models import Residual
 from torch import nn
 
 from binarize.convert import convert
-from binarize.cost import example_arguments, measure_macs, packed_bytes, tensor_bytes, weight_bytes
+from binarize.cost import example_arguments, measure_macs, packed_bytes, split_of, tensor_bytes, weight_bytes
 from binarize.errors import ModelError
 from binarize.passes.pack import pack
+from binarize.passes.select import Rules
 from binarize.schemes.presets import build_scheme
 
 
@@ -89,7 +91,7 @@ def test_a_detection_model_gets_a_list():
 
 @given(
     weight=st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(1, 3), st.integers(1, 3)),
-    scheme=st.sampled_from(["xnor-net", "encoding:w=3,a=2", "residual:m=3,a=2"]),
+    scheme=st.sampled_from(["xnor-net", "encoding:w=3,a=2", "residual:m=3,a=2", "abc-net:m=2,n=3", "pa-net:m=2,n=3"]),
 )
 def test_packed_bytes_are_what_packing_gives(weight, scheme):
     from binarize.layers.binary import BinaryActivation, BinaryConv2d
@@ -110,3 +112,48 @@ def test_shared_tensors_take_their_bytes_once():
     shared = nn.Linear(4, 4)
 
     assert tensor_bytes(nn.Sequential(shared, nn.ReLU(), shared)) == 4 * (16 + 4)
+
+
+# papers 2.9: (network, downsample binary, bits per weight, products per MAC) to Mbit and 1e8 operations
+PUBLISHED = {
+    ("resnet18", True, 32, 64): (373.7, 18.14), ("resnet34", True, 32, 64): (696.9, 36.64),
+    ("resnet50", True, 32, 64): (816.1, 40.89), ("resnet18", True, 1, 1): (27.8, 1.45),
+    ("resnet34", True, 1, 1): (37.9, 1.74), ("resnet50", True, 1, 1): (89.3, 1.82),
+    ("resnet18", False, 1, 1): (33.2, 1.64), ("resnet34", False, 1, 1): (43.3, 1.93),
+    ("resnet50", False, 1, 1): (175.1, 5.36), ("resnet18", True, 3, 3): (50.2, 1.98),
+    ("resnet34", True, 3, 3): (80.5, 2.85), ("resnet50", True, 3, 3): (136.2, 3.06),
+    ("resnet18", True, 4, 4): (61.3, 2.24), ("resnet34", True, 4, 4): (101.7, 3.40),
+    ("resnet50", True, 4, 4): (159.6, 3.68), ("resnet18", True, 5, 5): (72.5, 2.51),
+    ("resnet34", True, 5, 5): (123.0, 3.95), ("resnet50", True, 5, 5): (183.1, 4.30),
+    ("resnet18", True, 8, 8): (105.9, 3.30), ("resnet34", True, 8, 8): (186.8, 5.62),
+    ("resnet50", True, 8, 8): (253.4, 6.16), ("resnet18", False, 5, 5): (77.1, 2.69),
+    ("resnet34", False, 5, 5): (127.6, 4.13), ("resnet50", False, 5, 5): (257.8, 7.62),
+    ("resnet18", True, 4, 20): (61.3, 6.48), ("resnet34", True, 4, 20): (101.7, 12.26),
+    ("resnet50", True, 4, 20): (159.6, 13.60), ("resnet18", True, 5, 25): (72.5, 7.81),
+    ("resnet34", True, 5, 25): (123.0, 15.03), ("resnet50", True, 5, 25): (183.1, 16.71),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("network", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("downsample", [True, False], ids=["downsample binary", "downsample fp"])
+def test_costs_are_those_of_the_papers_table(network, downsample):
+    """papers 6, item 12: the calculator reproduces the table of section 2.9."""
+    rules = Rules(keep=() if downsample else ("*downsample*",))
+    with torch.device("meta"):
+        split = split_of(torchvision.models.get_model(network).eval(), torch.empty(1, 3, 224, 224), rules)
+
+    rows = {key[2:]: cost for key, cost in PUBLISHED.items() if key[:2] == (network, downsample)}
+    assert len(rows) >= 2
+    for (bits, products), (megabits, operations) in rows.items():
+        assert split.memory(bits) / 1e6 == pytest.approx(megabits, abs=0.051)
+        assert split.operations(products) / 1e8 == pytest.approx(operations, abs=0.0051)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits", "products"),
+    [("xnor-net", 1, 1), ("pa-net:m=4,n=5", 4, 20), ("abc-net:m=5,n=5", 5, 25), ("group-net:k=5", 5, 5)],
+)
+def test_schemes_have_the_bits_and_products_of_their_papers(scheme, bits, products):
+    built = build_scheme(scheme)
+
+    assert (built.bits, built.products) == (bits, products)

@@ -128,7 +128,7 @@ PRESETS: dict[str, Preset] = {
         _encoding,
     ),
     "residual": Preset(
-        "m weight planes with real scales, each the sign of what the others left; a-bit activations",
+        "m weight planes with real scales, signs of the nearest sum; a-bit activations",
         "Li et al., ICCV 2017 (residual planes); Sun et al., arXiv:1905.13389 (activations)",
         {"m": Whole(2, 1, 8), "a": Whole(4, 1, 8)},
         _residual,

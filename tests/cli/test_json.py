@@ -1,5 +1,6 @@
 import json
 
+import pytest
 import torch
 from cli_desk import run, run_json
 
@@ -142,6 +143,10 @@ def test_schemes_lists_every_preset():
     found = run_json("schemes")
 
     assert {"xnor-net", "encoding"} <= {row["name"] for row in found["schemes"]}
+    assert found["full_precision"]["ResNet-18"]["megabits"] == pytest.approx(373.7, abs=0.05)
+    costs = {row["name"]: row["costs"]["ResNet-50"] for row in found["schemes"]}
+    assert costs["pa-net"]["megabits"] == pytest.approx(159.6, abs=0.05)
+    assert costs["pa-net"]["operations"] == pytest.approx(13.60e8, rel=1e-3)
 
 
 def test_doctor_gives_a_reason_for_every_kernel_that_does_not_run():
