@@ -63,11 +63,12 @@ tr.kept td { background: #fafafa; }
 {% endfor %}
 <h2>Layers</h2>
 <table>
-<tr><th>layer</th><th>kind</th><th>scheme</th><th class="n">fp32</th><th class="n">packed</th><th>bytes</th>
-<th class="n">MACs</th><th>stays fp because</th></tr>
+<tr><th>layer</th><th>kind</th><th>scheme</th><th>route</th><th class="n">fp32</th><th class="n">packed</th>
+<th>bytes</th><th class="n">MACs</th><th>stays fp because</th></tr>
 {% for layer in summary.layers %}
 <tr{% if not layer.scheme %} class="kept"{% endif %}>
 <td>{{ layer.name }}</td><td>{{ layer.kind }}</td><td>{{ layer.scheme or "fp" }}</td>
+<td>{{ layer.route or "" }}</td>
 <td class="n">{{ size(layer.fp32_bytes) }}</td><td class="n">{{ size(layer.bytes) }}</td>
 <td><svg width="120" height="10" role="img" aria-label="share of the largest layer">
 <rect width="{{ (120 * layer.fp32_bytes / widest)|round(1) }}" height="10" fill="#d5dbe3"/>

@@ -21,9 +21,10 @@ from binarize.record import GroupRecord, LayerRecord, Record, record_of
 from binarize.schemes.presets import Scheme, build_scheme
 from binarize.tables import count, plain_table, size
 
-__all__ = ["LayerSummary", "Summary", "Totals", "summary"]
+__all__ = ["LEFT", "LayerSummary", "Summary", "Totals", "summary"]
 
 FLOAT_BYTES = 4
+LEFT = (0, 1, 2, 3, 8)  # columns of the layer table that hold words
 
 
 @final
@@ -42,6 +43,7 @@ class LayerSummary:
             where the network could not be run.
         products: binary products per MAC, those of all branches that run; 0 in full precision.
         group: the group that it is copied with into branches, or None.
+        route: how it, or its first copy, runs on this machine: "popcount" or "int8"; None in full precision.
     """
 
     name: str
@@ -53,6 +55,7 @@ class LayerSummary:
     macs: int | None
     products: int
     group: str | None = None
+    route: str | None = None
 
 
 @final
@@ -123,7 +126,7 @@ class Summary:
 
     def columns(self) -> tuple[str, ...]:
         """Return the headings of `rows`."""
-        return ("layer", "kind", "scheme", "fp32", "packed", "smaller", "MACs", "stays fp because")
+        return ("layer", "kind", "scheme", "route", "fp32", "packed", "smaller", "MACs", "stays fp because")
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return the layer table as text, one row per layer."""
@@ -174,7 +177,7 @@ class Summary:
 
     def __str__(self) -> str:
         """Return the table and the sums as plain text."""
-        lines = [plain_table(self.columns(), self.rows(), left=(0, 1, 2, 7)), ""]
+        lines = [plain_table(self.columns(), self.rows(), left=LEFT), ""]
         if self.branches:
             lines += [plain_table(self.branch_columns(), self.branch_rows(), left=(0, 1, 3)), ""]
         if self.groups():
@@ -253,7 +256,12 @@ class _Layers:
             macs=None if self.macs is None else self._macs(layer, self.macs),
             products=0 if scheme is None else scheme.products,
             group=layer.group,
+            route=self._route(layer),
         )
+
+    def _route(self, layer: LayerRecord) -> str | None:
+        module = self.modules.get(next(iter(self.copies.get(layer.name, ())), layer.name))
+        return module.activation.route if isinstance(module, PackedLayer) else None
 
     def _bytes(self, layer: LayerRecord, scheme: Scheme | None) -> int:
         if layer.name in self.copies:
@@ -329,6 +337,7 @@ def _row(layer: LayerSummary) -> tuple[str, ...]:
         layer.name,
         layer.kind,
         layer.scheme or "fp",
+        layer.route or "",
         size(layer.fp32_bytes),
         size(layer.bytes),
         smaller,

@@ -17,6 +17,7 @@ from binarize.passes.fold_batchnorm import FoldBatchNorm
 from binarize.passes.fuse import FuseEpilogue, FuseThreshold
 from binarize.passes.graph import Call, call_again, call_before, calls, first_input, put, swap
 from binarize.passes.operations import is_inplace
+from binarize.passes.route import route
 
 __all__ = ["PackLayers", "graphs_of", "pack", "pack_layer"]
 
@@ -119,7 +120,7 @@ def pack(net: nn.Module) -> nn.Module:
 
     The copy is in evaluation mode; batch normalisation is folded, residual additions and clamps are fused, one-plane
     activations between convolutions become integer thresholds, and each tensor is packed once for all its readers.
-    Of branches that a router chooses, only the chosen run.
+    Of branches that a router chooses, only the chosen run. Each layer takes the route that is quickest on this machine.
 
     Raises:
         ModelError: ``net`` holds no binary layer, or is packed already.
@@ -140,4 +141,5 @@ def pack(net: nn.Module) -> nn.Module:
     for tensor in (*packed.parameters(), *packed.buffers()):
         if tensor.dim() == 4 and tensor.is_floating_point():  # Module.to would also ask a 3-D convolution, and fail
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    route(packed)
     return packed

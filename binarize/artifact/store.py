@@ -14,6 +14,7 @@ from binarize.artifact.files import read, write
 from binarize.artifact.networks import Network, network_from_data, network_to_data
 from binarize.errors import ArtifactError, BinarizeError
 from binarize.layers.packed import PackedLayer
+from binarize.passes.route import route
 from binarize.record import Record, attach_record, record_of
 from binarize.sources.builders import PREFIX, torchvision_builder
 
@@ -88,6 +89,7 @@ def load(
             f"cannot load {str(path)!r}: its description makes no sense ({detail}); save it again"
         ) from error
     attach_record(net, record)
+    route(net)
     return net.eval()
 
 

@@ -12,6 +12,8 @@ from binarize.cli.output import print_json, print_lines, print_table
 
 __all__ = ["doctor"]
 
+ROUTE_OF_FORM = {"planes": "popcount", "codes": "int8"}
+
 # Distribution -> the extra that brings it; None for what is always installed.
 PACKAGES: dict[str, str | None] = {
     "torch": None, "torchvision": None, "numpy": None, "safetensors": None, "click": None, "rich": None,
@@ -32,9 +34,10 @@ def doctor(as_json: bool) -> None:
     print_table("packages", ("package", "version", "note"), _package_rows(found["packages"]), left=(0, 1, 2))
     click.echo()
     kernels = [
-        (row["name"], "runs" if row["reason"] is None else "no", row["reason"] or "") for row in found["kernels"]
+        (row["name"], " and ".join(row["routes"]), "runs" if row["reason"] is None else "no", row["reason"] or "")
+        for row in found["kernels"]
     ]
-    print_table("kernels, best first", ("kernel", "here", "because"), kernels, left=(0, 1, 2))
+    print_table("kernels, best first", ("kernel", "routes", "here", "because"), kernels, left=(0, 1, 2, 3))
     print_lines(["", *_sentences(found)])
 
 
@@ -42,15 +45,21 @@ def _examine() -> dict[str, Any]:
     import torch
 
     from binarize import __version__
-    from binarize.kernels.dispatch import levels
+    from binarize.kernels.dispatch import LEVELS
+    from binarize.kernels.speeds import speeds
 
     return {
         "binarize": __version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "kernels": [{"name": name, "reason": reason} for name, reason in levels()],
+        "kernels": [
+            {"name": level.name, "reason": level.why_not(), "routes": [ROUTE_OF_FORM[form] for form in level.forms]}
+            for level in LEVELS
+        ],
         "forced_kernel": os.environ.get("BINARIZE_KERNEL") or None,
+        "asked_route": os.environ.get("BINARIZE_ROUTE") or None,
+        "products_per_nanosecond": {"popcount": speeds().planes, "int8": speeds().codes},
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -72,12 +81,22 @@ def _package_rows(packages: dict[str, str | None]) -> list[tuple[str, str, str]]
 
 
 def _sentences(found: dict[str, Any]) -> list[str]:
-    runs = [row["name"] for row in found["kernels"] if row["reason"] is None]
-    chosen = found["forced_kernel"] or (runs[0] if runs else "none")
+    rates = found["products_per_nanosecond"]
     forced = " (BINARIZE_KERNEL)" if found["forced_kernel"] else ""
+    asked = f"; {found['asked_route']} is asked for (BINARIZE_ROUTE)" if found["asked_route"] else ""
     device = found["cuda_device"] or "no CUDA device that torch can use"
     return [
         f"binarize {found['binarize']}, Python {found['python']} on {found['machine']}",
-        f"packed layers run on {chosen}{forced}, on {found['threads']} of {found['cpus']} CPUs",
+        *(
+            f"route {route}: {_kernel(found, route)}{forced}, {rates[route]:.0f} products a nanosecond"
+            for route in rates
+        ),
+        f"packed layers take the quicker route{asked}, on {found['threads']} of {found['cpus']} CPUs",
         f"GPU: {device}",
     ]
+
+
+def _kernel(found: dict[str, Any], route: str) -> str:
+    """Return the name of the kernel that runs a route, or "none"."""
+    rows = [row for row in found["kernels"] if row["reason"] is None and route in row["routes"]]
+    return next((row["name"] for row in rows if found["forced_kernel"] in (None, row["name"])), "none")

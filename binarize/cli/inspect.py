@@ -34,7 +34,7 @@ def inspect(
     from binarize.cli.recipes import read_recipe
     from binarize.cli.writing import require_separate
     from binarize.page import require_html, write_html
-    from binarize.report import summary
+    from binarize.report import LEFT, summary
 
     if (scheme is not None or recipe is not None) and is_artifact(network):
         raise click.UsageError(f"--scheme and --recipe are for a MODEL; {network} is a converted network already")
@@ -53,7 +53,7 @@ def inspect(
     if as_json:
         print_json(found.to_dict())
         return
-    print_table(subject.title, found.columns(), found.rows(), left=(0, 1, 2, 7))
+    print_table(subject.title, found.columns(), found.rows(), left=LEFT)
     if found.branches:
         print_table("groups", found.branch_columns(), found.branch_rows(), left=(0, 1, 3))
     if found.groups():

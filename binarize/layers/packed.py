@@ -13,11 +13,14 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from binarize.kernels import format, ops
+from binarize.kernels import codes, format, ops
 from binarize.layers.borders import axis_classes, threshold_table
 from binarize.schemes.base import Levels
 
-__all__ = ["Geometry", "PackActivation", "PackedConv2d", "PackedLayer", "PackedLinear"]
+__all__ = ["ROUTES", "Geometry", "PackActivation", "PackedConv2d", "PackedLayer", "PackedLinear"]
+
+ROUTES = ("popcount", "int8")
+"""How a packed layer may be executed: planes by popcount, or whole codes by int8 products. Both give the same bits."""
 
 
 @final
@@ -53,7 +56,7 @@ class Geometry:
 
 @final
 class PackActivation(nn.Module):
-    """Turns floats into digit planes: the packed form of a `BinaryActivation`.
+    """Turns floats into digit planes, or into codes: the packed form of a `BinaryActivation`.
 
     Attributes:
         terms: digit planes of each term.
@@ -63,13 +66,17 @@ class PackActivation(nn.Module):
         groups: channel groups of the convolution that reads the planes; each starts in a word of its own.
         rows: False for images ``(n, c, h, w)``, True for rows ``(..., c)``.
         thresholds: ``(m, 1)`` or ``(m, c)``, or None for a uniform code.
+        route: of the layers that read it: digit planes for "popcount", codes for "int8". Chosen for the machine at
+            hand (`binarize.passes.route`) and in no file.
     """
 
     thresholds: Tensor | None
+    route: str
 
     def __init__(self, terms: tuple[int, ...], levels: Levels, *, groups: int = 1, rows: bool = False) -> None:
         super().__init__()
         self.terms, self.groups, self.rows = terms, groups, rows
+        self.route = "popcount"
         self.low = float(levels.low.detach())
         self.step = tuple(float(step) for step in levels.step.detach())
         uniform = levels.threshold is None
@@ -83,7 +90,10 @@ class PackActivation(nn.Module):
         return max(range(len(self.step)), key=lambda term: abs(self.step[term]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(n, c, h, w)`` or ``(..., c)`` to int32 ``(n, h, w, groups, m, words)`` or ``(..., 1, m, words)``."""
+        """Map ``(n, c, h, w)`` or ``(..., c)`` to int32 ``(n, h, w, groups, m, words)`` or ``(..., 1, m, words)``.
+
+        For the route int8, to uint8 with ``t, depth`` in place of ``m, words``.
+        """
         if not self.rows:
             return self._pack(x)
         flat = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
@@ -91,10 +101,12 @@ class PackActivation(nn.Module):
         return planes.reshape(*x.shape[:-1], 1, *planes.shape[-2:])
 
     def _pack(self, x: Tensor) -> Tensor:
+        whole = self.route == "int8"
         if self.thresholds is None:
-            packed: Tensor = ops.pack_uniform(x, self.low, self.inverse_step, self.terms[0], self.groups)
+            uniform = ops.encode_uniform if whole else ops.pack_uniform
+            packed: Tensor = uniform(x, self.low, self.inverse_step, self.terms[0], self.groups)
         else:
-            packed = ops.pack_thresholds(x, self.thresholds, self.groups)
+            packed = (ops.encode_thresholds if whole else ops.pack_thresholds)(x, self.thresholds, self.groups)
         return packed
 
     def codes(self, x: Tensor, axis: int = 1) -> Tensor:
@@ -163,7 +175,7 @@ class PackedLayer(nn.Module, abc.ABC):
 
     @final
     def _forget(self) -> None:
-        self._prepared: Tensor | None = None
+        self._prepared: dict[str, Tensor] = {}
         self._tables: dict[tuple[int, int], tuple[Tensor, Tensor | None, Tensor | None]] = {}
 
     @final
@@ -205,18 +217,23 @@ class PackedLayer(nn.Module, abc.ABC):
         return torch.stack(terms).reshape(-1, *shape)
 
     @final
-    def prepared(self) -> Tensor:
-        """Return the weight in the kernels' layout, made once."""
-        if self._prepared is None:
-            geometry = self.geometry
-            self._prepared = format.prepare_weight(
-                self.bits,
-                out_channels=geometry.out_channels,
-                channels_per_group=geometry.channels // geometry.groups,
-                kernel=geometry.kernel,
-                groups=geometry.groups,
-            )
-        return self._prepared
+    def prepared(self, x: Tensor) -> Tensor:
+        """Return the weight in the kernels' layout for the form that ``x`` has, made once."""
+        route = "int8" if x.dtype == torch.uint8 else "popcount"
+        if route not in self._prepared:
+            self._prepared[route] = self._prepare(route)
+        return self._prepared[route]
+
+    @final
+    def _prepare(self, route: str) -> Tensor:
+        geometry = self.geometry
+        sizes: dict[str, Any] = {
+            "out_channels": geometry.out_channels, "channels_per_group": geometry.channels // geometry.groups,
+            "kernel": geometry.kernel, "groups": geometry.groups,
+        }  # fmt: skip
+        if route == "int8":
+            return codes.fold_weight(self.bits, geometry.weight_terms, **sizes)
+        return format.prepare_weight(self.bits, **sizes)
 
     @final
     def tables(self, height: int, width: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -274,7 +291,7 @@ class PackedLayer(nn.Module, abc.ABC):
 
 @final
 class PackedConv2d(PackedLayer):
-    """Convolution on digit planes; takes floats too and packs them itself.
+    """Convolution on digit planes or codes; takes floats too and packs them itself.
 
     Attributes:
         crop: rows and columns dropped at the top and left (``padding="same"`` with an uneven total).
@@ -296,18 +313,20 @@ class PackedConv2d(PackedLayer):
         geometry = self.geometry
         height, width = x.shape[1:3]
         table, row, column = self.tables(height, width)
-        if self.reader is not None:
+        if self.reader is not None and self.reader.route == "popcount":
             return self._threshold(x, table, row, column)
         shape = (x.shape[0], geometry.out_channels, *geometry.output_size(height, width))
         fused = residual is None or (residual.shape == shape and not any(self.crop))
         limits = (self.minimum, self.maximum) if fused else (-float("inf"), float("inf"))
         y: Tensor = ops.conv2d(
-            x, self.prepared(), self.scale, table, row, column, residual if fused else None,
+            x, self.prepared(x), self.scale, table, row, column, residual if fused else None,
             *geometry.arguments(), *limits,
         )  # fmt: skip
         if any(self.crop):
             y = y[..., self.crop[0] :, self.crop[1] :]
-        return y if fused or residual is None else (y + residual).clamp(self.minimum, self.maximum)
+        if not fused and residual is not None:
+            y = (y + residual).clamp(self.minimum, self.maximum)
+        return y if self.reader is None else self.reader._pack(y)
 
     def _padded(self, x: Tensor) -> Tensor:
         if self.padding_mode == "zeros":
@@ -328,7 +347,7 @@ class PackedConv2d(PackedLayer):
         thresholds, flip, _ = self._tables[key]
         assert flip is not None
         planes: Tensor = ops.conv2d_threshold(
-            x, self.prepared(), thresholds, flip, row, column, *self.geometry.arguments()
+            x, self.prepared(x), thresholds, flip, row, column, *self.geometry.arguments()
         )
         return planes
 
@@ -357,7 +376,7 @@ class PackedConv2d(PackedLayer):
 
 @final
 class PackedLinear(PackedLayer):
-    """Matrix product on digit planes over the last axis; takes floats too and packs them itself."""
+    """Matrix product on digit planes or codes over the last axis; takes floats too and packs them itself."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map planes ``(..., 1, m, words)`` or floats ``(..., c)``, and what to add ``(..., o)``, to ``(..., o)``."""
@@ -370,7 +389,7 @@ class PackedLinear(PackedLayer):
         added = None if residual is None else residual.reshape(1, 1, -1, outputs).permute(0, 3, 1, 2)
         table, _, _ = self.tables(1, 1)
         y: Tensor = ops.conv2d(
-            planes, self.prepared(), self.scale, table, None, None, added,
+            planes, self.prepared(planes), self.scale, table, None, None, added,
             *self.geometry.arguments(), self.minimum, self.maximum,
         )  # fmt: skip
         return y.permute(0, 2, 3, 1).reshape(*leading, outputs)

@@ -152,7 +152,7 @@ def test_schemes_lists_every_preset():
 def test_doctor_gives_a_reason_for_every_kernel_that_does_not_run():
     found = run_json("doctor")
 
-    assert found["kernels"][-1] == {"name": "reference", "reason": None}
+    assert found["kernels"][-1] == {"name": "reference", "reason": None, "routes": ["popcount", "int8"]}
     assert all(row["reason"] is None or row["reason"] for row in found["kernels"])
     assert found["packages"]["torch"] == torch.__version__.partition("+")[0]
 
