@@ -13,6 +13,7 @@ from binarize.calibration.places import layer_places
 from binarize.calibration.reconstruct import GroupFit, reconstruct
 from binarize.calibration.rows import Rows, draw, row_count, values
 from binarize.layers.binary import BinaryConv2d, BinaryLinear, binary_layers
+from binarize.schemes.distinct import distinct_splits
 from binarize.schemes.sign import SignActivation
 
 __all__ = ["CalibrationRecord", "CalibrationSettings", "LayerFit", "calibrate"]
@@ -240,7 +241,7 @@ def _fit_levels(
     samples = torch.cat([values(x, share, generator) for x in inputs])
     basis = activation.basis
     if isinstance(basis, SignActivation) and place.branches > 1:
-        activation.set_levels(basis.fit_spread(samples, place.branches)[place.branch])
+        activation.set_levels(distinct_splits(samples, place.branches)[place.branch])
     else:
         activation.set_levels(basis.fit(samples))
 

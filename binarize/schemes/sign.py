@@ -10,9 +10,7 @@ from binarize.schemes.base import Levels, WeightBasis, even_sample, rows, sign
 from binarize.schemes.estimators import CodedWeight
 from binarize.schemes.thermometer import ThermometerActivation, to_levels
 
-__all__ = ["SignActivation", "SignWeight", "lloyd_thresholds", "two_means"]
-
-ROUNDS = 60
+__all__ = ["SignActivation", "SignWeight"]
 
 
 @final
@@ -81,50 +79,3 @@ class SignActivation(ThermometerActivation):
         at = int(gain.argmax())
         low, high = x[: at + 1].mean(), x[at + 1 :].mean()
         return to_levels(low, (high - low).reshape(1), ((x[at] + x[at + 1]) / 2).reshape(1))
-
-    def fit_spread(self, samples: Tensor, count: int) -> list[Levels]:
-        """Return ``count`` different splits of the samples, such that together they tell ``count + 1`` levels apart.
-
-        The thresholds are those of the scalar quantiser of least squared error (Lloyd and Max); each split has the
-        means of its two sides. The middle one comes first, then outwards.
-        """
-        x = even_sample(samples, 1 << 16).double().sort().values
-        if x.numel() == 0 or bool(x[0] == x[-1]):
-            return [self.fit(samples)] * count
-        thresholds = lloyd_thresholds(x, count)
-        middle = (count - 1) / 2
-        order = sorted(range(count), key=lambda place: (abs(place - middle), place))
-        return [two_means(x, float(thresholds[place])) for place in order]
-
-
-def lloyd_thresholds(x: Tensor, count: int) -> Tensor:
-    """Return the thresholds ``(count,)`` of the quantiser of ``count + 1`` levels with locally least squared error.
-
-    Args:
-        x: sorted samples, ``(n,)``, not all equal.
-        count: how many.
-
-    Reference:
-        Lloyd, Least Squares Quantization in PCM, 1982, method I.
-    """
-    total = torch.cat([x.new_zeros(1), x.cumsum(0)])
-    spread = x.unique()
-    places = torch.linspace(0, len(spread) - 1, count + 2, dtype=x.dtype)[1:-1]
-    thresholds: Tensor = spread[places.round().long()]
-    for _ in range(ROUNDS):
-        at = torch.searchsorted(x, thresholds)
-        edges = torch.cat([at.new_zeros(1), at, at.new_tensor([len(x)])])
-        sizes = edges.diff()
-        means = total[edges].diff() / sizes.clamp_min(1)
-        held = torch.where(sizes > 0, means, torch.cat([thresholds, x[-1:]]))
-        thresholds = (held[:-1] + held[1:]) / 2
-    return thresholds
-
-
-def two_means(x: Tensor, threshold: float) -> Levels:
-    """Return the split of sorted samples at ``threshold``, with the means of its sides as values."""
-    at = int(torch.searchsorted(x, torch.tensor(threshold, dtype=x.dtype)))
-    at = min(max(at, 1), len(x) - 1)
-    low, high = x[:at].mean(), x[at:].mean()
-    step = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
-    return Levels(low.float(), step.float().reshape(1), torch.tensor(threshold).reshape(1, 1))

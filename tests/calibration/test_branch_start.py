@@ -1,0 +1,98 @@
+"""How branches start, from one trained network: apart, and together closer to it the more there are."""
+
+import pytest
+import torch
+from torch import nn
+
+import binarize
+from binarize.calibration.places import layer_places
+from binarize.layers.binary import binary_layers
+from binarize.layers.branches import branch_groups
+
+
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + x)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.one, self.two = Block(16), Block(16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.two(self.one(torch.relu(self.stem(x))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def made():
+    torch.manual_seed(0)
+    model = Net()
+    images = nn.functional.avg_pool2d(torch.randn(32, 3, 16, 16), 3, stride=2, padding=1) * 3
+    with torch.no_grad():
+        for _ in range(30):  # statistics as training would leave them
+            model(images)
+    return model.eval(), images
+
+
+def first_group_error(model, net, images):
+    seen = {}
+    for key, where in (("wanted", model.one), ("got", net.get_submodule("one"))):
+        where.register_forward_hook(
+            lambda module, args, y, key=key: seen.update({key: y[0] if isinstance(y, tuple) else y})
+        )
+    with torch.no_grad():
+        model(images)
+        net(images)
+    return float((seen["got"] - seen["wanted"]).square().mean() / seen["wanted"].var())
+
+
+def test_the_error_of_the_first_group_falls_with_every_branch(made):
+    """Issue: for K = 1..8 the error of the first group's output falls monotonically after initialisation."""
+    model, images = made
+    errors = [
+        first_group_error(model, binarize.convert(model, images, f"group-net:k={k}"), images) for k in range(1, 9)
+    ]
+
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.7 * errors[0]
+
+
+def test_branches_have_thresholds_and_weights_of_their_own(made):
+    model, images = made
+    _, group = branch_groups(binarize.convert(model, images, "group-net:k=3"))[0]
+    layers = [dict(binary_layers(body)) for body in group.bodies]
+
+    for name in ("conv1", "conv2"):
+        assert len({float(inside[name].activation.threshold.detach()) for inside in layers}) == 3
+        assert not torch.equal(layers[0][name].odd(), layers[1][name].odd())
+
+
+def test_normalisation_is_copied_and_gates_start_at_a_half(made):
+    model, images = made
+    (_, first), (_, second) = branch_groups(binarize.convert(model, images, "group-net:k=2"))
+
+    for body in first.bodies:
+        assert torch.equal(body.bn1.running_mean, model.one.bn1.running_mean)
+        assert torch.equal(body.bn1.weight, model.one.bn1.weight)
+    assert first.gate is None
+    assert second.gate.theta.detach().sigmoid().tolist() == [0.5]
+
+
+def test_every_copy_knows_the_layer_it_comes_from(made):
+    model, images = made
+    places = layer_places(binarize.convert(model, images, "group-net:k=2"))
+
+    assert places["two.bodies.1.conv2"].source == "two.conv2"
+    assert (places["two.bodies.1.conv2"].home, places["two.bodies.1.conv2"].branch) == ("two", 1)
+    assert [places[f"one.bodies.0.{name}"].boosted for name in ("conv1", "conv2")] == [False, True]
+    assert len(places) == 8
