@@ -5,13 +5,15 @@ Conventions, the same wherever a figure is printed:
 * One MAC is one multiplication and one addition of the original layer. A layer of M weight planes and N activation
   planes does M x N binary products for each; `binary_macs` counts those products, `float_macs` the MACs of the layers
   that stayed in full precision. Published operation counts are ``float_macs + binary_macs / 64`` (Bi-Real convention).
+* Of branches that a router chooses, only as many count as run for one image; the layers of the router count as float.
 * Only layers with weights count. Normalisation, activation functions, pooling and products of two activations do not.
 * The bytes of a layer are those of its weight: sign planes and scales, or 4 per float. Biases, normalisation and
   activation levels are in the total, not in the rows.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from binarize.errors import ModelError
 from binarize.layers.binary import BinaryConv2d, BinaryLayer, BinaryLinear
+from binarize.layers.branches import branch_groups
 from binarize.layers.packed import PackedConv2d, PackedLayer, PackedLinear
 from binarize.passes.capture import capture
 from binarize.passes.select import Rules, sites, why_not
@@ -61,6 +64,9 @@ MACS: dict[type[nn.Module], _Count] = {
 def measure_macs(net: nn.Module, arguments: tuple[Any, ...]) -> dict[str, int]:
     """Return the MACs of every weighted layer that one forward calls, by module path, all calls added up.
 
+    In either form only the branches that a router chose are called. Which they are is a matter of the image, the sum
+    over the branches of a group is not.
+
     Args:
         net: any form of a network; it is run once in evaluation mode.
         arguments: those of ``forward``, for one image.
@@ -75,11 +81,25 @@ def measure_macs(net: nn.Module, arguments: tuple[Any, ...]) -> dict[str, int]:
         if count is not None:
             hooks.append(module.register_forward_hook(_adding(macs, name, count)))
     try:
-        _run(net, arguments)
+        with _only_chosen(net):
+            _run(net, arguments)
     finally:
         for hook in hooks:
             hook.remove()
     return macs
+
+
+@contextlib.contextmanager
+def _only_chosen(net: nn.Module) -> Iterator[None]:
+    """Let routed groups run what was chosen alone, as the packed form does."""
+    dense = [group for _, group in branch_groups(net) if group.router is not None and not group.sparse]
+    for group in dense:
+        group.sparse = True
+    try:
+        yield
+    finally:
+        for group in dense:
+            group.sparse = False
 
 
 def _adding(macs: dict[str, int], name: str, count: _Count) -> Callable[[nn.Module, Any, Any], None]:

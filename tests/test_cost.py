@@ -1,3 +1,4 @@
+import group_nets
 import pytest
 import torch
 import torchvision
@@ -9,6 +10,7 @@ from torch import nn
 from binarize.convert import convert
 from binarize.cost import example_arguments, measure_macs, packed_bytes, split_of, tensor_bytes, weight_bytes
 from binarize.errors import ModelError
+from binarize.layers.branches import branch_groups
 from binarize.passes.pack import pack
 from binarize.passes.select import Rules
 from binarize.schemes.presets import build_scheme
@@ -157,3 +159,21 @@ def test_schemes_have_the_bits_and_products_of_their_papers(scheme, bits, produc
     built = build_scheme(scheme)
 
     assert (built.bits, built.products) == (bits, products)
+
+
+@pytest.mark.parametrize("form", ["training", "packed"])
+@pytest.mark.parametrize(("stored", "executed"), [(3, 0), (4, 3), (4, 1)])
+def test_branches_count_as_many_times_as_they_run_and_routers_count(form, stored, executed):
+    net = group_nets.net(stored, executed=executed)
+    net = pack(net) if form == "packed" else net
+    macs = measure_macs(net, (group_nets.IMAGES[:1],))
+
+    one = 12 * 12 * 8 * 8 * 9 * 2  # two 3x3 convolutions of 8 channels
+    two = 6 * 6 * (12 * 8 * 9 + 12 * 12 * 9 + 12 * 8)  # the strided block, with its 1x1 shortcut
+    for group, each in (("first", one), ("second", two)):
+        bodies = {name: count for name, count in macs.items() if name.startswith(f"{group}.bodies.")}
+        assert sum(bodies.values()) == (executed or stored) * each
+        assert len({name.split(".")[2] for name in bodies}) == (executed or stored)
+        router = {name: count for name, count in macs.items() if name.startswith(f"{group}.router.")}
+        assert sum(router.values()) == (8 * 8 + 8 * stored if executed else 0)
+    assert [group.sparse for _, group in branch_groups(net)] == [form == "packed" and executed > 0] * 2

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.export.functions import DOMAIN, VERSION
+from binarize.layers.branches import branch_groups
 from binarize.layers.packed import PackActivation, PackedConv2d, PackedLayer, PackedLinear
 from binarize.passes.graph import put
 
@@ -22,6 +23,8 @@ FLOAT32_INFINITY = 0x7F800000
 def with_stand_ins(net: nn.Module) -> nn.Module:
     """Return a copy of a packed network whose packed layers call operations of the domain; same tensors inside."""
     made = copy.deepcopy(net)
+    for _, group in branch_groups(made):
+        group.sparse = False
     for name, module in list(made.named_modules(remove_duplicate=False)):
         if isinstance(module, PackActivation | PackedLayer):
             _put(made, name, _stand_in(module, name))
