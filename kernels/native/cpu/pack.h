@@ -18,6 +18,13 @@ inline float clamped_code(float x, float low, float inverse_step, float top) {
   return code < top ? code : top;    // from here on, truncation is the floor
 }
 
+// The `count` values at `x` and zeros behind them, in `held`, which has room for `size`.
+inline const float* filled_up(const float* x, int count, int size, float* held) {
+  memcpy(held, x, static_cast<size_t>(count) * 4);
+  for (int i = count; i < size; ++i) held[i] = 0.0f;
+  return held;
+}
+
 template <class Level>
 struct UniformDigits {
   const Pack& call;
@@ -45,8 +52,12 @@ struct UniformDigits {
 template <class Level>
 struct ThresholdDigits {
   const Pack& call;
+  float shared[kMaxPlanes][kLanes];  // a threshold of all channels, once per lane
 
-  explicit ThresholdDigits(const Pack& pack) : call(pack) {}
+  explicit ThresholdDigits(const Pack& pack) : call(pack) {
+    for (int plane = 0; call.thresholds_shared && plane < call.planes; ++plane)
+      for (int lane = 0; lane < kLanes; ++lane) shared[plane][lane] = call.thresholds[plane];
+  }
 
   float threshold(int plane, int64_t channel) const {
     return call.thresholds_shared ? call.thresholds[plane] : call.thresholds[plane * call.channels + channel];
@@ -55,10 +66,10 @@ struct ThresholdDigits {
   void row(const float* x, int64_t channel, int lanes, uint32_t* words) const {
     float held[kLanes];
     for (int plane = 0; plane < call.planes; ++plane) {
-      const float* thresholds = call.thresholds + plane * call.channels + channel;
-      if (call.thresholds_shared || lanes < kLanes) {
-        for (int lane = 0; lane < kLanes; ++lane) held[lane] = lane < lanes ? threshold(plane, channel + lane) : 0.0f;
-        thresholds = held;
+      const float* thresholds = shared[plane];
+      if (!call.thresholds_shared) {
+        thresholds = call.thresholds + plane * call.channels + channel;
+        if (lanes < kLanes) thresholds = filled_up(thresholds, lanes, kLanes, held);
       }
       words[plane] = Level::not_below(x, thresholds);
     }
@@ -72,13 +83,6 @@ struct ThresholdDigits {
     }
   }
 };
-
-// The `count` values at `x` and zeros behind them, in `held`, which has room for `size`.
-inline const float* filled_up(const float* x, int count, int size, float* held) {
-  memcpy(held, x, static_cast<size_t>(count) * 4);
-  for (int i = count; i < size; ++i) held[i] = 0.0f;
-  return held;
-}
 
 inline int lanes_of(int64_t channels, int word) {
   const int64_t left = channels - static_cast<int64_t>(word) * kLanes;
