@@ -93,7 +93,7 @@ class FuseThreshold(Pass):
     """Where a packed convolution feeds nothing but a one-plane packing, let it answer in that plane.
 
     Batch normalisation, clamp and the reader's threshold then become one integer threshold per output and border class
-    (`papers` 1.6); no float is made between the two layers.
+    (docs/methods.md, check 10); no float is made between the two layers.
     """
 
     def run(self, gm: fx.GraphModule) -> PassResult:

@@ -116,7 +116,7 @@ def test_shared_tensors_take_their_bytes_once():
     assert tensor_bytes(nn.Sequential(shared, nn.ReLU(), shared)) == 4 * (16 + 4)
 
 
-# papers 2.9: (network, downsample binary, bits per weight, products per MAC) to Mbit and 1e8 operations
+# docs/methods.md, costs: (network, downsample binary, bits per weight, products per MAC) to Mbit and 1e8 operations
 PUBLISHED = {
     ("resnet18", True, 32, 64): (373.7, 18.14), ("resnet34", True, 32, 64): (696.9, 36.64),
     ("resnet50", True, 32, 64): (816.1, 40.89), ("resnet18", True, 1, 1): (27.8, 1.45),
@@ -139,7 +139,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("network", ["resnet18", "resnet34", "resnet50"])
 @pytest.mark.parametrize("downsample", [True, False], ids=["downsample binary", "downsample fp"])
 def test_costs_are_those_of_the_papers_table(network, downsample):
-    """papers 6, item 12: the calculator reproduces the table of section 2.9."""
+    """Check 12 of docs/methods.md: the calculator reproduces the table that the literature gives."""
     rules = Rules(keep=() if downsample else ("*downsample*",))
     with torch.device("meta"):
         split = split_of(torchvision.models.get_model(network).eval(), torch.empty(1, 3, 224, 224), rules)

@@ -140,6 +140,7 @@ def epilogue(case, residual):
 @settings(max_examples=80)
 @given(case=cases())
 def test_accumulators_are_the_exact_convolutions_of_codes_with_odd_weights(level, codes, case):
+    """Checks 2 and 3 of docs/methods.md: any number of channels, window, stride, dilation, zero padding."""
     case = as_codes(case, codes)
     with forced(level, case.problem):
         seen = ops.conv2d_integer(case.x, case.weight, *case.geometry)
@@ -151,7 +152,7 @@ def test_accumulators_are_the_exact_convolutions_of_codes_with_odd_weights(level
 @level_of
 @pytest.mark.parametrize("terms", [(0, 1), (1, 0, 0, 8), (0, 2)])
 def test_a_term_without_planes_sums_the_codes_of_the_window(level, codes, terms):
-    """papers 1.4: the offset of a weight meets every activation plane in its window sum alone."""
+    """docs/methods.md: the offset of a weight meets every activation plane in its window sum alone."""
     case = make_case(Conv2dProblem(70, 40, (3, 2), (2, 1), (1, 3), (1, 2), 2, terms, (3, 1), codes), 2, 7, 6, seed=1)
     with forced(level):
         seen = ops.conv2d_integer(case.x, case.weight, *case.geometry).double()

@@ -25,7 +25,7 @@ def group(count, **options):
 
 @pytest.mark.parametrize("theta", [-3.0, 0.0, 2.5])
 def test_one_branch_of_scale_one_is_the_block_itself_whatever_the_gate(theta):
-    """papers.md part 6, item 7: with K = 1 the branch's own output is the aggregate, and the gate mixes equals."""
+    """Check 7 of docs/methods.md: with K = 1 the branch's own output is the aggregate, and the gate mixes equals."""
     made = Branches([body(0)], {"0": "conv"}, gate=Gate())
     made.gate.theta.data.fill_(theta)
     x = torch.randn(2, 6, 5, 5)
@@ -35,7 +35,7 @@ def test_one_branch_of_scale_one_is_the_block_itself_whatever_the_gate(theta):
 
 
 def test_the_order_of_the_branches_does_not_matter():
-    """papers.md part 6, item 7."""
+    """Check 7 of docs/methods.md."""
     made = group(4, gate=Gate(4))
     made.gate.theta.data.normal_()
     x, own = torch.randn(2, 6, 5, 5), [torch.randn(2, 6, 5, 5) for _ in range(4)]
@@ -65,7 +65,7 @@ def test_gates_sums_and_scales_are_those_of_the_equations(gates):
 
 
 def test_what_a_branch_hands_on_is_not_the_sum():
-    """papers.md part 6, item 7: in the published code the first branch's output becomes the sum, by aliasing."""
+    """Check 7 of docs/methods.md: in the published code the first branch's output becomes the sum, by aliasing."""
     made = group(3, scaled=False, hands_on=True)
     x = torch.randn(2, 6, 5, 5)
     total, *values = made(x)
@@ -79,7 +79,7 @@ def test_what_a_branch_hands_on_is_not_the_sum():
 @pytest.mark.parametrize("executed", [1, 2, 4])
 @pytest.mark.parametrize("hands_on", [False, True])
 def test_running_the_chosen_branches_only_equals_the_masked_dense_computation(images, executed, hands_on):
-    """papers.md part 6, item 9: image by image, in evaluation mode."""
+    """Check 9 of docs/methods.md: image by image, in evaluation mode."""
     torch.manual_seed(0)
     made = group(4, gate=Gate(), router=Router(6, 4, executed), hands_on=hands_on)
     sparse = copy.deepcopy(made)

@@ -150,7 +150,7 @@ def test_two_equal_branches_are_one_binary_group(build, unit):
 @torch.no_grad()
 @pytest.mark.parametrize("build", [models.Residual, Chain, Pyramid], ids=lambda build: build.__name__)
 def test_one_branch_behind_any_gate_is_the_binary_network(build):
-    """papers.md part 6, item 7. A gate of a half mixes equals exactly; others round."""
+    """Check 7 of docs/methods.md. A gate of a half mixes equals exactly; others round."""
     model, x = lively(build()), torch.randn(2, 3, 8, 8)
     net, made, _ = decomposed(model, "group-net:k=1")
 
@@ -314,7 +314,7 @@ def convolutions(body):
 
 @torch.no_grad()
 def test_each_branch_has_its_own_dilation_and_the_output_its_size():
-    """papers.md part 6, item 8; in the published code every branch ends with the last rate (papers.md 2.6)."""
+    """Check 8 of docs/methods.md; in the published code every branch ends with the last rate."""
     model, x = dilated((1, 1, 2, 2)), torch.randn(1, 3, 64, 64)
     net, made, _ = decomposed(model, "group-net:k=3,rates=2-4", Rules(), only="backbone.backbone.")
 

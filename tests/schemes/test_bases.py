@@ -36,7 +36,7 @@ def draw(shape, seed, kind="normal"):
 
 
 def test_sign_is_never_zero():
-    """papers 6, item 1: sgn(0) = +1."""
+    """Check 1 of docs/methods.md: sgn(0) = +1."""
     assert sign(torch.tensor([0.0, -0.0, float("nan"), 1e-45, -1e-45])).tolist() == [1, 1, 1, 1, -1]
 
 
@@ -73,7 +73,7 @@ def test_planes_of_an_activation_rebuild_its_value(basis: ActivationBasis, kind,
 
 @pytest.mark.parametrize("kind", SERIES, ids=lambda kind: kind.__name__)
 def test_every_plane_more_lowers_the_error(kind):
-    """Issue 3, Shows 3, for one tensor: initialisation falls monotonically with planes 1 to 8."""
+    """Check 13 of docs/methods.md, for one tensor: initialisation falls monotonically with planes 1 to 8."""
     x = draw((6, 300), 11)
     errors = [(x - basis(x, basis.fit(x))).square().mean().item() for basis in map(kind, PLANES)]
 
@@ -83,7 +83,7 @@ def test_every_plane_more_lowers_the_error(kind):
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_every_code_of_an_encoding_is_the_sum_of_its_planes(bits):
-    """papers 6, item 1: bits(c) -> value for all codes, and no other value."""
+    """Check 1 of docs/methods.md: bits(c) -> value for all codes, and no other value."""
     odd = torch.arange(-(2**bits - 1), 2**bits, 2).float().unsqueeze(0)
     basis = EncodingWeight(bits)
     unit = torch.ones(1, 1)
@@ -96,7 +96,7 @@ def test_every_code_of_an_encoding_is_the_sum_of_its_planes(bits):
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_a_tie_between_two_activation_codes_goes_up(bits):
-    """papers 6, item 1: ties at thresholds."""
+    """Check 1 of docs/methods.md: ties at thresholds."""
     top = 2**bits - 1
     basis = EncodingActivation(bits)
     levels = basis.fit(torch.arange(top + 1).float())
@@ -123,7 +123,7 @@ def test_the_scale_of_a_sign_is_the_mean_magnitude():
 
 
 def test_least_squares_units_solve_the_normal_equations():
-    """papers 6, item 6: equal to a generic solver."""
+    """Check 6 of docs/methods.md: equal to a generic solver."""
     weight, signs = draw((3, 50), 2), sign(draw((4, 3, 50), 3))
     units = least_squares_units(weight, signs)
     generic = torch.stack([torch.linalg.lstsq(signs[:, o].T, weight[o]).solution for o in range(3)], 1)
@@ -135,7 +135,7 @@ def test_least_squares_units_solve_the_normal_equations():
 
 
 def test_least_squares_units_stay_finite_where_two_planes_coincide():
-    """papers 6, item 6: degenerate bases share the scale of one."""
+    """Check 6 of docs/methods.md: degenerate bases share the scale of one."""
     weight = draw((2, 20), 4)
     same = sign(weight).expand(3, 2, 20)
     units = least_squares_units(weight, same)

@@ -48,7 +48,7 @@ def test_a_slope_over_a_jump_has_the_area_of_the_jump(ste):
 
 @pytest.mark.parametrize("ste", STES)
 def test_gradients_of_a_staircase_are_those_of_the_paper(ste):
-    """papers 3.3: dL/dv_j = -d_j sum g delta_j, dL/dd_j = sum of g over x >= v_j, dA/dx = sum_j d_j delta_j."""
+    """docs/methods.md, piecewise: dA/dx = sum_j slope_j, dA/dv_j = -slope_j, dA/dd_j = [x >= v_j]."""
     basis = PiecewiseActivation(3, ste=ste)
     x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     low, step, v = (
@@ -68,7 +68,7 @@ def test_gradients_of_a_staircase_are_those_of_the_paper(ste):
 
 
 def test_contiguous_windows_of_equal_steps_are_the_clipped_identity():
-    """papers 3.3, last line."""
+    """docs/methods.md, piecewise."""
     x = torch.linspace(-1.05, 6, 50).unsqueeze(0).requires_grad_()
     levels = Levels(torch.tensor(0.0), torch.ones(4), torch.arange(0.5, 4.5).unsqueeze(1))
     PiecewiseActivation(4)(x, levels).sum().backward()

@@ -25,7 +25,7 @@ def levels_of(unit):
 @settings(deadline=None, max_examples=20)
 @given(count=st.integers(1, 6), seed=SEEDS)
 def test_the_mean_of_a_piece_is_its_best_level(count, seed):
-    """papers 6, item 11: mean-per-piece is the L2 minimiser; an empty piece keeps the level it is given."""
+    """Check 11 of docs/methods.md: mean-per-piece is the L2 minimiser; an empty piece keeps the level it is given."""
     x, thresholds = draw((2, 30), seed), draw((2, count), seed + 1).sort(1).values
     pieces, given_levels = Pieces.of(x), draw((2, count + 1), seed + 2).double()
     levels = pieces.means(thresholds.double(), given_levels)
@@ -48,7 +48,7 @@ def test_the_mean_of_a_piece_is_its_best_level(count, seed):
 @settings(deadline=None, max_examples=20)
 @given(count=st.integers(1, 8), seed=SEEDS)
 def test_nested_and_disjoint_pieces_give_the_same_products(count, seed):
-    """papers 6, item 11: sum_i alpha_i [w in piece i] x ... in popcounts of pieces equals the thermometer planes."""
+    """Check 11 of docs/methods.md: sum_i alpha_i [w in piece i] x ... in popcounts of pieces equals the thermometer planes."""
     weight, x = draw((1, 50), seed), draw((1, 50), seed + 1).relu()
     kind, other = PiecewiseWeight(count), PiecewiseActivation(count)
     unit, levels = kind.fit(weight), other.fit(x)
@@ -87,7 +87,7 @@ def test_the_centre_piece_stays_ordered_where_no_weight_is_near_zero():
 
 
 def test_pieces_start_at_the_papers_multiples_of_the_deviation(monkeypatch):
-    """papers 3.2: with 4 endpoints at 0.4 and 1.2 deviations, 8.1 % of a Gaussian's power is left."""
+    """docs/methods.md, piecewise: with 4 endpoints at 0.4 and 1.2 deviations, 8.1 % of a Gaussian's power is left."""
     monkeypatch.setattr("binarize.schemes.piecewise.ROUNDS", 1)
     weight, basis = draw((1, 100_000), 1), PiecewiseWeight(4)
     unit = basis.fit(weight)
