@@ -48,7 +48,7 @@ def test_the_mean_of_a_piece_is_its_best_level(count, seed):
 @settings(deadline=None, max_examples=20)
 @given(count=st.integers(1, 8), seed=SEEDS)
 def test_nested_and_disjoint_pieces_give_the_same_products(count, seed):
-    """Check 11 of docs/methods.md: sum_i alpha_i [w in piece i] x ... in popcounts of pieces equals the thermometer planes."""
+    """Check 11 of docs/methods.md: popcounts of pieces, weighted, against thermometer planes."""
     weight, x = draw((1, 50), seed), draw((1, 50), seed + 1).relu()
     kind, other = PiecewiseWeight(count), PiecewiseActivation(count)
     unit, levels = kind.fit(weight), other.fit(x)
