@@ -22,7 +22,16 @@ __all__ = ["ActivationBasis", "Levels", "Planes", "WeightBasis", "sign"]
 
 def sign(x: Tensor) -> Tensor:
     """Return +1 where ``x >= 0`` and -1 elsewhere; never 0. NaN and -0.0 give +1."""
-    return torch.where(x < 0, -1.0, 1.0).to(x.dtype)
+    return below(x, torch.zeros((), dtype=x.dtype, device=x.device)).mul_(-2).add_(1)
+
+
+def below(x: Tensor, at: Tensor) -> Tensor:
+    """Return 1 where ``x < at`` and 0 elsewhere, NaN included, in the dtype of ``x``; no gradients.
+
+    Compared straight into that dtype: a `where` of two numbers takes many times as long on a processor.
+    """
+    x, at = x.detach(), at.detach()
+    return torch.lt(x, at, out=torch.empty_like(x))
 
 
 def power_digits(values: Tensor, bits: int) -> Tensor:

@@ -72,9 +72,10 @@ class EncodingWeight(WeightBasis):
     def odd(self, weight: Tensor, unit: Tensor) -> Tensor:
         """Return the nearest odd integers ``(1, *weight.shape)``."""
         ratio = weight.detach() / per_output(unit[0].detach(), weight)
-        # Clamped first, so that dropping the fraction rounds down; torch splits `floor` of small blocks over threads.
-        code = ratio.add_(self.limit + 1).mul_(0.5).clamp_(0, self.limit).to(torch.int32)
-        return code.mul_(2).sub_(self.limit).to(weight.dtype).unsqueeze(0)
+        # Clamped first, so that dropping the fraction rounds down; torch splits `trunc` of small blocks over threads.
+        code = ratio.add_(self.limit + 1).mul_(0.5).clamp_(0, self.limit)
+        code = code.trunc_() if code.numel() > BLOCK else code.to(torch.int32).to(weight.dtype)
+        return code.mul_(2).sub_(self.limit).unsqueeze(0)
 
     def __call__(self, weight: Tensor, unit: Tensor) -> Tensor:
         """Return the nearest level of each weight; gradients stop outside the clip."""

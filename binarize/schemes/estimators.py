@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from binarize.schemes.base import below
+
 __all__ = ["SLOPES", "STES", "CodedActivation", "CodedWeight", "Ste", "ThresholdActivation"]
 
 Ste = Literal["clipped", "identity", "polynomial", "tanh"]
@@ -61,20 +63,23 @@ class CodedWeight(Function):
         """Map weight ``(o, ...)``, unit ``(t, o)`` and odd ``(t, o, ...)`` to ``(o, ...)``."""
         ctx.save_for_backward(weight, unit, odd)
         ctx.limit = limit
-        return (unit.reshape(*unit.shape, *[1] * (weight.dim() - 1)) * odd).sum(0)
+        scale = unit.reshape(*unit.shape, *[1] * (weight.dim() - 1))
+        value = scale[0] * odd[0]
+        for term in range(1, len(odd)):
+            value.addcmul_(scale[term], odd[term])  # in place: weights are large, and this runs at every step
+        return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Return the gradients of weight and unit."""
         weight, unit, odd = ctx.saved_tensors
         grad = grads[0]
-        rest = tuple(range(2, odd.dim()))
+        to_unit = torch.stack([_row_dots(grad, term) for term in odd])
         if ctx.limit is None:
-            return grad, (grad * odd).sum(rest), None, None
-        ratio = weight / unit[0].reshape(-1, *[1] * (weight.dim() - 1))
-        inside = ratio.abs() <= ctx.limit
-        slope = torch.where(inside, odd[0] - ratio, odd[0])
-        return grad * inside, (grad * slope).sum(tuple(range(1, weight.dim()))).unsqueeze(0), None, None
+            return grad, to_unit, None, None
+        bound = (unit[0].abs() * ctx.limit).reshape(-1, *[1] * (weight.dim() - 1))
+        passed = grad * (weight.abs() <= bound)
+        return passed, to_unit - _row_dots(passed, weight) / unit, None, None
 
 
 @final
@@ -97,11 +102,13 @@ class CodedActivation(Function):
         """Return the gradients of x, low and step."""
         x, low, step = ctx.saved_tensors
         grad = grads[0]
-        ratio = (x - low) / step
-        code = code_of(x, low, step, ctx.top)
-        inside = (ratio >= 0) & (ratio <= ctx.top)
-        slope = torch.where(inside, code - ratio, code)
-        return grad * inside, (grad * ~inside).sum(), (grad * slope).sum(), None
+        inverse = 1.0 / step
+        ratio = (x - low).mul_(inverse)
+        cut = ratio.clamp(0, ctx.top)
+        passed = grad * (cut == ratio)
+        to_step = -_dot(passed, cut)  # outside, where nothing passes, the code is the cut ratio itself
+        to_step += _dot(grad, cut.add_(0.5).floor_())
+        return passed, grad.sum() - passed.sum(), to_step, None
 
 
 @final
@@ -124,9 +131,9 @@ class ThresholdActivation(Function):
         ctx.save_for_backward(x, step, threshold)
         ctx.slope = SLOPES[ste]
         ctx.temperature = temperature
-        value = low.expand_as(x).clone()
-        for height, at in zip(step, threshold, strict=True):
-            value += height * ~(x < at)
+        value = reached(x, threshold[0]).mul_(step[0]).add_(low)
+        for height, at in zip(step[1:], threshold[1:], strict=True):
+            value += reached(x, at).mul_(height)
         return value
 
     @staticmethod
@@ -134,14 +141,31 @@ class ThresholdActivation(Function):
         """Return the gradients of x, low, step and threshold."""
         x, step, threshold = ctx.saved_tensors
         grad = grads[0]
-        to_x, to_step, to_threshold = torch.zeros_like(x), torch.empty_like(step), torch.empty_like(threshold)
+        to_x, to_step, to_threshold = None, torch.empty_like(step), torch.empty_like(threshold)
         for j, (height, at) in enumerate(zip(step, threshold, strict=True)):
             half = height.abs().clamp_min(TINY) / 2
-            passed = grad * ctx.slope((x - at) / half, ctx.temperature) * height.sign()
-            to_x += passed
-            to_step[j] = (grad * ~(x < at)).sum()
+            passed = ctx.slope((x - at).div_(half), ctx.temperature).mul_(grad).mul_(height.sign())
+            to_step[j] = _dot(grad, reached(x, at))
             to_threshold[j] = -passed.sum_to_size(at.shape)
+            to_x = passed if to_x is None else to_x.add_(passed)
         return to_x, grad.sum(), to_step, to_threshold, None, None
+
+
+def reached(x: Tensor, at: Tensor) -> Tensor:
+    """Return 1 where not ``x < at`` and 0 elsewhere, in the dtype of ``x``."""
+    return below(x, at).neg_().add_(1)
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """Return the sum of the products of two tensors of one shape, without a third where their memory allows."""
+    if one.is_contiguous() and other.is_contiguous() and one.dtype == torch.float32:
+        return torch.dot(one.view(-1), other.view(-1))
+    return (one * other).sum()
+
+
+def _row_dots(one: Tensor, other: Tensor) -> Tensor:
+    """Return ``(o,)``: the dot products of the rows of two tensors ``(o, ...)``."""
+    return torch.bmm(one.reshape(len(one), 1, -1), other.reshape(len(one), -1, 1)).reshape(-1)
 
 
 def code_of(x: Tensor, low: Tensor, step: Tensor, top: int) -> Tensor:

@@ -13,6 +13,7 @@ from binarize.schemes.estimators import CodedWeight
 __all__ = ["ResidualWeight", "least_squares_units"]
 
 ROUNDS = 8  # of signs and scales in turn
+COMPARED = 3  # planes up to which comparing is quicker than searching
 SAMPLE = 1024  # weights of an output that the rounds see
 
 
@@ -68,6 +69,8 @@ class ResidualWeight(WeightBasis):
         """Return the signs ``(branches, *weight.shape)`` whose sum with the given scales is nearest to each weight."""
         flat = rows(weight)
         sums = _sums_of_last_plane(unit)
+        if self.branches <= COMPARED:
+            return _signs_by_comparison(flat, sums, self.branches).reshape(-1, *weight.shape)
         levels, size = sums.abs(), flat.abs().contiguous()
         if flat.shape[1] < levels.shape[1]:
             nearest = (size.unsqueeze(2) - levels.unsqueeze(1)).abs().argmin(2)
@@ -83,6 +86,27 @@ class ResidualWeight(WeightBasis):
         """Return the sum of the scaled signs; the weight gets the identity as gradient."""
         value: Tensor = CodedWeight.apply(weight, unit, self.odd(weight.detach(), unit.detach()), None)
         return value
+
+
+def _signs_by_comparison(flat: Tensor, sums: Tensor, branches: int) -> Tensor:
+    """Return the signs ``(t, o, k)`` of the sum nearest to each of ``flat`` ``(o, k)``, of ``(o, 2 ** (t - 1))`` sums.
+
+    Going up through the sizes of the sums, a plane's sign changes or not where the next one becomes the nearest: few
+    planes have few such places, and comparing with each is quicker than a search. Training does this at every step.
+    """
+    ascending, order = sums.abs().sort(1)
+    middle = (ascending[:, 1:] + ascending[:, :-1]) / 2
+    turned = sign(sums).gather(1, order)
+    size, outer = flat.detach().abs(), sign(flat)
+    above = [torch.gt(size, at, out=torch.empty_like(size)) for at in middle.detach().T.unsqueeze(2)]
+    found = torch.empty(branches, *flat.shape, dtype=flat.dtype, device=flat.device)
+    for plane, value in enumerate(found):
+        table = (1 - 2 * (order >> plane & 1)) * turned
+        value.copy_(table[:, :1].expand_as(flat))
+        for higher, change in zip(above, table.diff(dim=1).T.unsqueeze(2), strict=True):
+            value.addcmul_(higher, change)
+        value.mul_(outer)
+    return found
 
 
 def _sums_of_last_plane(unit: Tensor) -> Tensor:

@@ -241,3 +241,20 @@ def test_activation_gradients_stop_outside_the_range():
     assert x.grad.tolist() == [[0.0, 1.0, 0.0]]
     assert low.grad.item() == 2.0
     assert step.grad.item() == pytest.approx(0 + (0 - 0.4) + 3)
+
+
+@pytest.mark.parametrize("branches", [1, 2, 3])
+def test_comparing_finds_the_signs_of_the_nearest_sum(branches):
+    flat, unit = (
+        torch.randn(5, 200),
+        torch.randn(branches, 5),
+    )  # scales of any sign and order, as training may leave them
+    every = torch.tensor(
+        [[1.0 if index >> plane & 1 else -1.0 for plane in range(branches)] for index in range(2**branches)]
+    )
+    sums = (every @ unit).T
+
+    value = (unit.unsqueeze(2) * ResidualWeight(branches).odd(flat, unit)).sum(0)
+
+    nearest = (flat.unsqueeze(2) - sums.unsqueeze(1)).abs().amin(2)
+    torch.testing.assert_close((flat - value).abs(), nearest)
