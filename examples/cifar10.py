@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import binarize
+from binarize.data import Images
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.244, 0.262)
 
@@ -47,7 +48,7 @@ def resnet20(channels: int = 3, width: int = 16) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10))
 
 
-def train(model: nn.Module, data: binarize.data.Images, epochs: int) -> None:
+def train(model: nn.Module, data: Images, epochs: int) -> None:
     optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, total_steps=epochs * len(data))
     for _ in range(epochs):

@@ -1,4 +1,6 @@
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,15 @@ def _one_thread():
 
 def run(name, *words):
     runpy.run_path(str(EXAMPLES / name))["main"]([str(word) for word in words])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet", "own_training_loop", "own_scheme"])
+def test_each_starts_as_a_script_that_imported_nothing_before(name):
+    line = [sys.executable, str(EXAMPLES / f"{name}.py"), "--help"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert "--tiny" in done.stdout
 
 
 def test_cifar10_trains_and_goes_on_where_it_was(tmp_path, capsys):
