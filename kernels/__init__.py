@@ -19,6 +19,7 @@ from binarize.kernels.format import (
 )
 from binarize.kernels.ops import (
     conv2d,
+    conv2d_codes,
     conv2d_integer,
     conv2d_threshold,
     encode_thresholds,
@@ -29,6 +30,7 @@ from binarize.kernels.ops import (
 
 __all__ = [
     "conv2d",
+    "conv2d_codes",
     "conv2d_integer",
     "conv2d_threshold",
     "encode_thresholds",

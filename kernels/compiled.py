@@ -11,7 +11,7 @@ from torch import Tensor
 from binarize.errors import ModelError
 from binarize.kernels.codes import depth
 from binarize.kernels.format import words
-from binarize.kernels.problem import Conv2dProblem
+from binarize.kernels.problem import Conv2dProblem, UniformCode
 
 native: Any
 try:
@@ -99,6 +99,38 @@ class Compiled:
         tables = scale.data_ptr(), bias.data_ptr(), bias.shape[0], _address(row_class), _address(column_class)
         status = native.conv2d_values(*shared, out.data_ptr(), *tables, _address(residual), minimum, maximum)
         _check(status, bias.shape[0])
+        return out
+
+    def conv2d_codes(
+        self,
+        problem: Conv2dProblem,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        row_class: Tensor | None,
+        column_class: Tensor | None,
+        residual: Tensor | None,
+        minimum: float,
+        maximum: float,
+        code: UniformCode,
+    ) -> Tensor:
+        """See `binarize.kernels.reference.conv2d_codes`."""
+        per_group = problem.out_channels // code.groups
+        if code.groups > 1 and per_group % 4:  # what is filled up lies between the groups
+            tables = scale, bias, row_class, column_class, residual, minimum, maximum
+            y = self.conv2d(problem, x, weight, *tables)
+            return self.encode_uniform(y, code.low, code.inverse_step, code.bits, code.groups)
+        shared = self._shared(problem, x, weight)
+        n, oh, ow = shared[2], shared[5], shared[6]
+        full = depth(per_group)
+        make = torch.empty if full == per_group else torch.zeros
+        out = make((n, oh, ow, code.groups, 1, full), dtype=torch.uint8)
+        if residual is not None:
+            residual = residual.contiguous(memory_format=torch.channels_last)
+        addresses = scale.data_ptr(), bias.data_ptr(), bias.shape[0], _address(row_class), _address(column_class)
+        numbers = _address(residual), minimum, maximum, code.groups * full, code.low, code.inverse_step, code.bits
+        _check(native.conv2d_codes(*shared, out.data_ptr(), *addresses, *numbers), bias.shape[0])
         return out
 
     def conv2d_threshold(

@@ -13,7 +13,7 @@ from torch import Tensor
 from binarize.errors import NoKernelError, nearest
 from binarize.kernels import reference
 from binarize.kernels.compiled import Compiled, compiled_levels
-from binarize.kernels.problem import Conv2dProblem
+from binarize.kernels.problem import Conv2dProblem, UniformCode
 
 __all__ = ["LEVELS", "Kernels", "Level", "choose", "levels"]
 
@@ -52,6 +52,22 @@ class Kernels(Protocol):
         maximum: float,
     ) -> Tensor:
         """Accumulators, then the float epilogue."""
+
+    def conv2d_codes(
+        self,
+        problem: Conv2dProblem,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        row_class: Tensor | None,
+        column_class: Tensor | None,
+        residual: Tensor | None,
+        minimum: float,
+        maximum: float,
+        code: UniformCode,
+    ) -> Tensor:
+        """Accumulators, then the float epilogue, then its codes."""
 
     def conv2d_threshold(
         self,

@@ -14,10 +14,11 @@ from binarize.errors import ModelError
 from binarize.kernels.codes import depth
 from binarize.kernels.dispatch import choose
 from binarize.kernels.format import words
-from binarize.kernels.problem import Conv2dProblem
+from binarize.kernels.problem import Conv2dProblem, UniformCode
 
 __all__ = [
     "conv2d",
+    "conv2d_codes",
     "conv2d_integer",
     "conv2d_threshold",
     "encode_thresholds",
@@ -39,6 +40,11 @@ _LIBRARY.define(f"conv2d_integer(Tensor x, Tensor weight, {_GEOMETRY}) -> Tensor
 _LIBRARY.define(
     "conv2d(Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? row_class, Tensor? column_class, "
     f"Tensor? residual, {_GEOMETRY}, float minimum, float maximum) -> Tensor"
+)
+_LIBRARY.define(
+    "conv2d_codes(Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? row_class, Tensor? column_class, "
+    f"Tensor? residual, {_GEOMETRY}, float minimum, float maximum, float low, float inverse_step, int bits, "
+    "int reader_groups) -> Tensor"
 )
 _LIBRARY.define(
     "conv2d_threshold(Tensor x, Tensor weight, Tensor thresholds, Tensor flip, Tensor? row_class, "
@@ -166,29 +172,48 @@ def _conv2d_integer(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
     return choose(problem).conv2d_integer(problem, x, weight)
 
 
-def _conv2d(
+def _affine(
+    op: str,
+    problem: Conv2dProblem,
     x: Tensor,
-    weight: Tensor,
     scale: Tensor,
     bias: Tensor,
     row_class: Tensor | None,
     column_class: Tensor | None,
     residual: Tensor | None,
-    *geometry: Any,
-) -> Tensor:
-    *shape, minimum, maximum = geometry
-    problem = _problem(x, *shape)
-    x, weight = _operands("conv2d", problem, x, weight)
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Return the checked operands of the float epilogue."""
     size = problem.checked_size(x.shape[1], x.shape[2])
-    scale = _same("conv2d", "scale", scale, (problem.products, problem.out_channels), torch.float32)
-    bias = _table("conv2d", "bias", bias, problem.out_channels, torch.float32)
-    rows, columns = _border("conv2d", row_class, column_class, size)
+    scale = _same(op, "scale", scale, (problem.products, problem.out_channels), torch.float32)
+    bias = _table(op, "bias", bias, problem.out_channels, torch.float32)
+    rows, columns = _border(op, row_class, column_class, size)
     if residual is not None and (
         residual.shape != (x.shape[0], problem.out_channels, *size) or residual.dtype != torch.float32
     ):
         wanted = f"float32 of shape {(x.shape[0], problem.out_channels, *size)}"
-        raise _refuse("conv2d", "residual", wanted, f"{residual.dtype} of shape {tuple(residual.shape)}")
-    return choose(problem).conv2d(problem, x, weight, scale, bias, rows, columns, residual, minimum, maximum)
+        raise _refuse(op, "residual", wanted, f"{residual.dtype} of shape {tuple(residual.shape)}")
+    return scale, bias, rows, columns, residual
+
+
+def _conv2d(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    tables, (*shape, minimum, maximum) = arguments[:5], arguments[5:]
+    problem = _problem(x, *shape)
+    x, weight = _operands("conv2d", problem, x, weight)
+    checked = _affine("conv2d", problem, x, *tables)
+    return choose(problem).conv2d(problem, x, weight, *checked, minimum, maximum)
+
+
+def _conv2d_codes(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    tables, (*shape, minimum, maximum, low, inverse_step, bits, groups) = arguments[:5], arguments[5:]
+    problem = _problem(x, *shape)
+    x, weight = _operands("conv2d_codes", problem, x, weight)
+    checked = _affine("conv2d_codes", problem, x, *tables)
+    if not 1 <= bits <= 8:
+        raise _refuse("conv2d_codes", "bits", "1 to 8", bits)
+    if groups < 1 or problem.out_channels % groups:
+        raise _refuse("conv2d_codes", "reader_groups", f"a divisor of {problem.out_channels} channels", groups)
+    code = UniformCode(low, inverse_step, bits, groups)
+    return choose(problem).conv2d_codes(problem, x, weight, *checked, minimum, maximum, code)
 
 
 def _conv2d_threshold(
@@ -243,6 +268,12 @@ def _fake_conv2d(x: Tensor, weight: Tensor, scale: Tensor, *rest: Any) -> Tensor
     return scale.new_empty((x.shape[0], oh, ow, problem.out_channels)).permute(0, 3, 1, 2)
 
 
+def _fake_conv2d_codes(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    problem, groups = _problem(x, *arguments[5:-6]), arguments[-1]
+    oh, ow = problem.out_size(x.shape[1], x.shape[2])
+    return x.new_empty((x.shape[0], oh, ow, groups, 1, depth(problem.out_channels // groups)), dtype=torch.uint8)
+
+
 def _fake_conv2d_threshold(x: Tensor, weight: Tensor, thresholds: Tensor, *rest: Any) -> Tensor:
     problem = _problem(x, *rest[3:])
     oh, ow = problem.out_size(x.shape[1], x.shape[2])
@@ -256,6 +287,7 @@ _OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "encode_thresholds": (_thresholds("encode_thresholds"), _fake_encode_thresholds),
     "conv2d_integer": (_conv2d_integer, _fake_conv2d_integer),
     "conv2d": (_conv2d, _fake_conv2d),
+    "conv2d_codes": (_conv2d_codes, _fake_conv2d_codes),
     "conv2d_threshold": (_conv2d_threshold, _fake_conv2d_threshold),
 }
 for _name, (_run, _fake) in _OPS.items():
@@ -268,4 +300,5 @@ encode_uniform = torch.ops.binarize.encode_uniform.default
 encode_thresholds = torch.ops.binarize.encode_thresholds.default
 conv2d_integer = torch.ops.binarize.conv2d_integer.default
 conv2d = torch.ops.binarize.conv2d.default
+conv2d_codes = torch.ops.binarize.conv2d_codes.default
 conv2d_threshold = torch.ops.binarize.conv2d_threshold.default

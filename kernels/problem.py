@@ -9,10 +9,21 @@ from binarize.errors import ModelError
 from binarize.kernels.codes import depth, folded_shape
 from binarize.kernels.format import prepared_shape, words
 
-__all__ = ["Conv2dProblem"]
+__all__ = ["Conv2dProblem", "UniformCode"]
 
 _MOST_PLANES = 32  # of one operand, over all its terms: kMaxPlanes of native/problem.h
 _LIMIT = 2**31
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class UniformCode:
+    """The code ``clamp(floor((y - low) * inverse_step + 0.5), 0, 2^bits - 1)`` that outputs are given as."""
+
+    low: float
+    inverse_step: float
+    bits: int
+    groups: int
 
 
 @final

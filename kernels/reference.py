@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from binarize.errors import ModelError
 from binarize.kernels.codes import pack_codes, unfold_weight, unpack_codes
 from binarize.kernels.format import pack_digits, unpack_digits, unpack_prepared
-from binarize.kernels.problem import Conv2dProblem
+from binarize.kernels.problem import Conv2dProblem, UniformCode
 
 __all__ = [
     "conv2d",
+    "conv2d_codes",
     "conv2d_integer",
     "conv2d_threshold",
     "encode_thresholds",
@@ -126,6 +127,24 @@ def conv2d(
     y = torch.where(least > y, least, y)
     y = torch.where(most < y, most, y)
     return y.contiguous().permute(0, 3, 1, 2)
+
+
+def conv2d_codes(
+    problem: Conv2dProblem,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    row_class: Tensor | None,
+    column_class: Tensor | None,
+    residual: Tensor | None,
+    minimum: float,
+    maximum: float,
+    code: UniformCode,
+) -> Tensor:
+    """What `encode_uniform` makes of what `conv2d` gives."""
+    y = conv2d(problem, x, weight, scale, bias, row_class, column_class, residual, minimum, maximum)
+    return encode_uniform(y, code.low, code.inverse_step, code.bits, code.groups)
 
 
 def conv2d_threshold(

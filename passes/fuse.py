@@ -20,7 +20,7 @@ from binarize.passes.graph import (
 )
 from binarize.passes.operations import add_of, clamp_of, is_inplace
 
-__all__ = ["FuseEpilogue", "FuseThreshold"]
+__all__ = ["FuseEpilogue", "FuseReader"]
 
 
 @final
@@ -89,11 +89,12 @@ def _before(gm: fx.GraphModule, first: fx.Node, second: fx.Node) -> bool:
 
 @final
 @dataclasses.dataclass(frozen=True)
-class FuseThreshold(Pass):
-    """Where a packed convolution feeds nothing but a one-plane packing, let it answer in that plane.
+class FuseReader(Pass):
+    """Where a packed convolution feeds nothing but one packing, let it answer in that packing's form.
 
-    Batch normalisation, clamp and the reader's threshold then become one integer threshold per output and border class
-    (docs/methods.md, check 10); no float is made between the two layers.
+    For one plane, batch normalisation, clamp and the reader's threshold then become one integer threshold per output
+    and border class (docs/methods.md, check 10), and no float is made between the two layers; codes are made in the
+    epilogue.
     """
 
     def run(self, gm: fx.GraphModule) -> PassResult:
@@ -113,14 +114,11 @@ class FuseThreshold(Pass):
 
 
 def _why_not(gm: fx.GraphModule, feeder: Call[PackedConv2d], reader: PackActivation) -> str | None:
-    geometry = feeder.module.geometry
-    if reader.terms != (1,) or reader.groups != 1:
-        return "its reader has several digit planes" if reader.terms != (1,) else "its reader is grouped"
-    if len(geometry.weight_terms) * len(geometry.activation_terms) > 1:
-        return f"{feeder.name!r} adds several scaled sums"
+    if reader.rows:
+        return "its reader packs rows"
     if len(feeder.node.users) > 1 or len(module_uses(gm)[feeder.name]) > 1:
         return f"{feeder.name!r} has other readers or calls"
-    if len(feeder.node.args) > 1:
+    if len(feeder.node.args) > 1 and (reader.terms, reader.groups) == ((1,), 1):
         return f"{feeder.name!r} adds a residual, which stays in floating point"
     return "its output is cropped" if any(feeder.module.crop) else None
 

@@ -14,7 +14,7 @@ from binarize.layers.branches import branch_groups
 from binarize.layers.packed import Geometry, PackActivation, PackedConv2d, PackedLayer, PackedLinear
 from binarize.passes.base import Pass, PassResult
 from binarize.passes.fold_batchnorm import FoldBatchNorm
-from binarize.passes.fuse import FuseEpilogue, FuseThreshold
+from binarize.passes.fuse import FuseEpilogue, FuseReader
 from binarize.passes.graph import Call, call_again, call_before, calls, first_input, put, swap
 from binarize.passes.operations import is_inplace
 from binarize.passes.route import route
@@ -131,7 +131,7 @@ def pack(net: nn.Module) -> nn.Module:
         raise ModelError(f"cannot pack {type(net).__name__}: it has no binary layers; run convert first")
     packed = copy.deepcopy(net).eval()
     for _, gm in graphs_of(packed):
-        for step in (PackLayers(), FoldBatchNorm(), FuseEpilogue(), FuseThreshold()):
+        for step in (PackLayers(), FoldBatchNorm(), FuseEpilogue(), FuseReader()):
             step(gm)
     for name, layer in list(binary_layers(packed)):
         put(packed, name, pack_layer(layer))

@@ -135,7 +135,7 @@ class _Packed(_StandIn):
 
 @final
 class _Conv2d(_Packed):
-    """Stands for a `PackedConv2d`; the reader it answers becomes one float threshold per output."""
+    """Stands for a `PackedConv2d`; a one-plane reader that it answers becomes one float threshold per output."""
 
     thresholds: Tensor | None
 
@@ -148,8 +148,10 @@ class _Conv2d(_Packed):
             "strides": list(geometry.stride), "pads": list(geometry.padding * 2),
             "dilations": list(geometry.dilation), "group": geometry.groups,
         }  # fmt: skip
-        reader = layer.reader
-        self.register_buffer("thresholds", None if reader is None else digit_threshold(reader).reshape(-1, 1, 1))
+        reader, compares = layer.reader, layer.answers_in_thresholds()
+        self.reader = _Pack(reader, f"{name}/reader") if reader is not None and not compares else None
+        thresholds = digit_threshold(reader).reshape(-1, 1, 1) if reader is not None and compares else None
+        self.register_buffer("thresholds", thresholds)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map codes or floats ``(n, c, h, w)`` to floats, or codes of the reader, ``(n, o, h', w')``."""
@@ -162,7 +164,8 @@ class _Conv2d(_Packed):
             y = self.call_layer(f"PackedConv2d{self.terms}Add", x, [residual], torch.float32, shape)
         else:
             y = self.call_layer(f"PackedConv2d{self.terms}", x, [], torch.float32, shape)
-        return y[..., self.crop[0] :, self.crop[1] :] if any(self.crop) else y
+        y = y[..., self.crop[0] :, self.crop[1] :] if any(self.crop) else y
+        return y if self.reader is None else self.reader(y)
 
     def _padded(self, x: Tensor) -> Tensor:
         if self.padding_mode == "zeros":

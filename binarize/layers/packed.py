@@ -15,43 +15,13 @@ from torch import Tensor, nn
 
 from binarize.kernels import codes, format, ops
 from binarize.layers.borders import axis_classes, threshold_table
+from binarize.layers.geometry import Geometry
 from binarize.schemes.base import Levels
 
 __all__ = ["ROUTES", "Geometry", "PackActivation", "PackedConv2d", "PackedLayer", "PackedLinear"]
 
 ROUTES = ("popcount", "int8")
 """How a packed layer may be executed: planes by popcount, or whole codes by int8 products. Both give the same bits."""
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class Geometry:
-    """The whole numbers of a packed layer, in the order in which the kernels take them."""
-
-    channels: int
-    out_channels: int
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    weight_terms: tuple[int, ...] = (1,)
-    activation_terms: tuple[int, ...] = (1,)
-
-    def arguments(self) -> tuple[Any, ...]:
-        """Return the fields in order."""
-        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
-
-    @property
-    def depth(self) -> int:
-        """Products summed in one output: k."""
-        return self.channels // self.groups * self.kernel[0] * self.kernel[1]
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width of the output for an input of the given size."""
-        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
-        sizes = [(height, width)[axis] + 2 * self.padding[axis] - spans[axis] for axis in (0, 1)]
-        return sizes[0] // self.stride[0] + 1, sizes[1] // self.stride[1] + 1
 
 
 @final
@@ -253,7 +223,7 @@ class PackedLayer(nn.Module, abc.ABC):
             return (self.bias + (low * taps.sum((1, 2))).float()).unsqueeze(0), None, None
         out = geometry.output_size(height, width)
         (row, rows_valid), (column, columns_valid) = (
-            axis_classes((height, width)[axis], out[axis], *_axis(geometry, axis)) for axis in (0, 1)
+            axis_classes((height, width)[axis], out[axis], *geometry.axis(axis)) for axis in (0, 1)
         )
         sums = torch.einsum("oyx,ry,cx->rco", taps, rows_valid.to(taps), columns_valid.to(taps))
         table = self.bias.double() + low * sums.flatten(0, 1)
@@ -296,8 +266,9 @@ class PackedConv2d(PackedLayer):
     Attributes:
         crop: rows and columns dropped at the top and left (``padding="same"`` with an uneven total).
         padding_mode: as in `torch.nn.Conv2d`; anything but zeros is applied to the float input.
-        reader: the packing of the only reader of the output, or None. With it the layer answers in that
-            reader's digit planes: one integer threshold per output, batch normalisation and clamp included.
+        reader: the packing of the only reader of the output, or None. With it the layer answers in that reader's form.
+            One plane is one integer threshold per output, batch normalisation and clamp included; codes are made in
+            the epilogue; anything else is packed from the floats.
     """
 
     def __init__(self, geometry: Geometry, activation: PackActivation, weight_spec: str) -> None:
@@ -313,20 +284,34 @@ class PackedConv2d(PackedLayer):
         geometry = self.geometry
         height, width = x.shape[1:3]
         table, row, column = self.tables(height, width)
-        if self.reader is not None and self.reader.route == "popcount":
+        if self.reader is not None and self.reader.route == "popcount" and self.answers_in_thresholds():
             return self._threshold(x, table, row, column)
         shape = (x.shape[0], geometry.out_channels, *geometry.output_size(height, width))
         fused = residual is None or (residual.shape == shape and not any(self.crop))
         limits = (self.minimum, self.maximum) if fused else (-float("inf"), float("inf"))
-        y: Tensor = ops.conv2d(
+        arguments = (
             x, self.prepared(x), self.scale, table, row, column, residual if fused else None,
             *geometry.arguments(), *limits,
         )  # fmt: skip
+        reader = self.reader
+        if reader is not None and reader.route == "int8" and reader.thresholds is None and fused and not any(self.crop):
+            codes_of_reader: Tensor = ops.conv2d_codes(
+                *arguments, reader.low, reader.inverse_step, reader.terms[0], reader.groups
+            )
+            return codes_of_reader
+        y: Tensor = ops.conv2d(*arguments)
         if any(self.crop):
             y = y[..., self.crop[0] :, self.crop[1] :]
         if not fused and residual is not None:
             y = (y + residual).clamp(self.minimum, self.maximum)
-        return y if self.reader is None else self.reader._pack(y)
+        return y if reader is None else reader(y)
+
+    def answers_in_thresholds(self) -> bool:
+        """Whether its reader's planes are one comparison of one whole number per output, where no residual is added."""
+        geometry, reader = self.geometry, self.reader
+        single = len(geometry.weight_terms) * len(geometry.activation_terms) == 1
+        plain = reader is not None and reader.terms == (1,) and reader.groups == 1
+        return single and plain and not any(self.crop)
 
     def _padded(self, x: Tensor) -> Tensor:
         if self.padding_mode == "zeros":
@@ -366,7 +351,11 @@ class PackedConv2d(PackedLayer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "PackedConv2d":
         """Build with buffers still to be filled."""
-        made = cls(geometry_of(config), PackActivation.from_config(config["activation"]), config["weight_spec"])
+        geometry, activation = (
+            Geometry.from_config(config["geometry"]),
+            PackActivation.from_config(config["activation"]),
+        )
+        made = cls(geometry, activation, config["weight_spec"])
         made._take(config)
         made.crop, made.padding_mode = tuple(config["crop"]), config["padding_mode"]
         made.mode_padding = tuple(config["mode_padding"])
@@ -397,16 +386,10 @@ class PackedLinear(PackedLayer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "PackedLinear":
         """Build with buffers still to be filled."""
-        made = cls(geometry_of(config), PackActivation.from_config(config["activation"]), config["weight_spec"])
+        geometry, activation = (
+            Geometry.from_config(config["geometry"]),
+            PackActivation.from_config(config["activation"]),
+        )
+        made = cls(geometry, activation, config["weight_spec"])
         made._take(config)
         return made
-
-
-def geometry_of(config: dict[str, Any]) -> Geometry:
-    """Rebuild the geometry from a layer's configuration."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config["geometry"].items()}
-    return Geometry(**values)
-
-
-def _axis(geometry: Geometry, axis: int) -> tuple[int, int, int, int]:
-    return geometry.kernel[axis], geometry.stride[axis], geometry.padding[axis], geometry.dilation[axis]

@@ -82,12 +82,8 @@ int conv2d_integer(int level, const Geometry& g, int64_t n, int64_t h, int64_t w
   return run_conv2d(level, call);
 }
 
-int conv2d_values(int level, const Geometry& g, int64_t n, int64_t h, int64_t w, int64_t out_h, int64_t out_w,
-                  uintptr_t x, uintptr_t weight, int threads, uintptr_t out, uintptr_t scale, uintptr_t bias,
-                  int64_t classes, uintptr_t row_class, uintptr_t column_class, uintptr_t residual, double minimum,
-                  double maximum) {
-  Conv2d call = make_call(g, n, h, w, out_h, out_w, x, weight, threads);
-  call.values = at<float>(out);
+void set_affine(Conv2d& call, uintptr_t scale, uintptr_t bias, int64_t classes, uintptr_t row_class,
+                uintptr_t column_class, uintptr_t residual, double minimum, double maximum) {
   call.scale = at<const float>(scale);
   call.bias = at<const float>(bias);
   call.classes = classes;
@@ -96,6 +92,29 @@ int conv2d_values(int level, const Geometry& g, int64_t n, int64_t h, int64_t w,
   call.residual = at<const float>(residual);
   call.minimum = static_cast<float>(minimum);
   call.maximum = static_cast<float>(maximum);
+}
+
+int conv2d_values(int level, const Geometry& g, int64_t n, int64_t h, int64_t w, int64_t out_h, int64_t out_w,
+                  uintptr_t x, uintptr_t weight, int threads, uintptr_t out, uintptr_t scale, uintptr_t bias,
+                  int64_t classes, uintptr_t row_class, uintptr_t column_class, uintptr_t residual, double minimum,
+                  double maximum) {
+  Conv2d call = make_call(g, n, h, w, out_h, out_w, x, weight, threads);
+  set_affine(call, scale, bias, classes, row_class, column_class, residual, minimum, maximum);
+  call.values = at<float>(out);
+  return run_conv2d(level, call);
+}
+
+int conv2d_codes(int level, const Geometry& g, int64_t n, int64_t h, int64_t w, int64_t out_h, int64_t out_w,
+                 uintptr_t x, uintptr_t weight, int threads, uintptr_t out, uintptr_t scale, uintptr_t bias,
+                 int64_t classes, uintptr_t row_class, uintptr_t column_class, uintptr_t residual, double minimum,
+                 double maximum, int64_t code_depth, double low, double inverse_step, int bits) {
+  Conv2d call = make_call(g, n, h, w, out_h, out_w, x, weight, threads);
+  set_affine(call, scale, bias, classes, row_class, column_class, residual, minimum, maximum);
+  call.codes = at<uint8_t>(out);
+  call.code_depth = code_depth;
+  call.low = static_cast<float>(low);
+  call.inverse_step = static_cast<float>(inverse_step);
+  call.top = static_cast<float>((1 << bits) - 1);
   return run_conv2d(level, call);
 }
 
@@ -152,6 +171,7 @@ NB_MODULE(_native, module) {
   module.def("has_threads", has_threads);
   module.def("conv2d_integer", conv2d_integer);
   module.def("conv2d_values", conv2d_values);
+  module.def("conv2d_codes", conv2d_codes);
   module.def("conv2d_threshold", conv2d_threshold);
   module.def("pack", pack);
 }

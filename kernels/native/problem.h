@@ -24,7 +24,7 @@ struct Geometry {
   int weight_strips, activation_strips;
 };
 
-// Exactly one of `integers`, `values` and `digits` is set; it says which epilogue runs.
+// Exactly one of `integers`, `values`, `digits` and `codes` is set; it says which epilogue runs.
 struct Conv2d {
   const Geometry* geometry;
   int64_t n, h, w, out_h, out_w;
@@ -33,14 +33,17 @@ struct Conv2d {
   int32_t* integers;       // (n, out_h, out_w, terms, all output channels)
   float* values;           // (n, out_h, out_w, all output channels)
   uint32_t* digits;        // (n, out_h, out_w, 1, 1, words of all output channels), zeroed by the caller
+  uint8_t* codes;          // (n, out_h, out_w, code_depth): of the values, zeroed by the caller where it is filled up
   const float* scale;      // (terms, all output channels)
   const float* bias;       // (classes, all output channels)
   const float* residual;   // like values, or null
   float minimum, maximum;
-  const int32_t* thresholds;    // (classes, all output channels)
-  const uint8_t* flip;          // (all output channels,), 0 or 1
-  const int32_t* row_class;     // (out_h,) or null
-  const int32_t* column_class;  // (out_w,) or null
+  int64_t code_depth;
+  float low, inverse_step, top;  // of the uniform code
+  const int32_t* thresholds;     // (classes, all output channels)
+  const uint8_t* flip;           // (all output channels,), 0 or 1
+  const int32_t* row_class;      // (out_h,) or null
+  const int32_t* column_class;   // (out_w,) or null
   int64_t classes;
   int threads;
 };

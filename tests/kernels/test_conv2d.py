@@ -14,7 +14,7 @@ from binarize.kernels import ops, reference
 from binarize.kernels.codes import fold_weight, pack_codes
 from binarize.kernels.dispatch import LEVELS
 from binarize.kernels.format import pack_digits, pack_signs, prepare_weight, unpack_digits
-from binarize.kernels.problem import Conv2dProblem
+from binarize.kernels.problem import Conv2dProblem, UniformCode
 
 
 def each(levels):
@@ -178,6 +178,21 @@ def test_the_float_epilogue_equals_the_reference_bit_for_bit(level, codes, case,
     assert torch.equal(seen, wanted)
 
 
+@faster_of
+@settings(max_examples=25)
+@given(case=cases(), residual=st.booleans(), bits=st.integers(1, 8), grouped=st.booleans())
+def test_codes_of_outputs_are_the_codes_of_the_float_epilogue(level, codes, case, residual, bits, grouped):
+    case = as_codes(case, codes)
+    p, tables = case.problem, epilogue(case, residual)
+    code = (-40.0, 0.37, bits, p.groups if grouped else 1)
+    with forced(level, p):
+        seen = ops.conv2d_codes(case.x, case.weight, *tables, *case.geometry, -30.0, 1000.0, *code)
+        y = ops.conv2d(case.x, case.weight, *tables, *case.geometry, -30.0, 1000.0)
+
+    assert torch.equal(seen, ops.encode_uniform(y, *code))
+    assert torch.equal(seen, reference.conv2d_codes(p, case.x, case.weight, *tables, -30.0, 1000.0, UniformCode(*code)))
+
+
 @settings(max_examples=15)
 @given(case=cases(), residual=st.booleans())
 def test_the_reference_epilogue_is_scales_bias_residual_and_clamp(case, residual):
@@ -272,6 +287,10 @@ def small_calls():
         (ops.conv2d_integer, (folded.x, folded.weight, *case.geometry)),
         (ops.conv2d, (folded.x, folded.weight, scale, bias, rows, columns, residual, *case.geometry, 0.0, 9.0)),
         (ops.conv2d_threshold, (folded.x, folded.weight, thresholds, flip, rows, columns, *case.geometry)),
+        (
+            ops.conv2d_codes,
+            (x, weight, scale, bias, rows, columns, residual, *case.geometry, 0.0, 9.0, 0.0, 3.0, 2, 1),
+        ),
         (ops.encode_uniform, (floats, 0.0, 3.0, 4, 2)),
         (ops.encode_thresholds, (floats, torch.zeros(2, 6), 1)),
         (ops.pack_uniform, (floats, 0.0, 3.0, 4, 2)),
@@ -343,6 +362,14 @@ def test_codes_want_folded_weights(changes, said):
     folded = small_case(codes=True)
     with pytest.raises(ModelError, match=said):
         refused({"x": folded.x, "weight": folded.weight} | changes)
+
+
+@pytest.mark.parametrize(("bits", "groups", "said"), [(9, 1, "bits must be 1 to 8"), (2, 2, "a divisor of 5 channels")])
+def test_codes_of_outputs_refuse_what_no_code_is(bits, groups, said):
+    case = small_case()
+    tables = *epilogue(case, residual=False), *case.geometry
+    with pytest.raises(ModelError, match=said):
+        ops.conv2d_codes(case.x, case.weight, *tables, 0.0, 1.0, 0.0, 1.0, bits, groups)
 
 
 def test_thresholds_refuse_more_than_one_accumulator():

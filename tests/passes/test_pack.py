@@ -12,8 +12,9 @@ from binarize.layers.binary import BinaryActivation, BinaryConv2d, binary_layers
 from binarize.layers.packed import PackActivation, PackedConv2d
 from binarize.passes.decompose_layers import DecomposeLayers, decompose
 from binarize.passes.fold_batchnorm import FoldBatchNorm
-from binarize.passes.fuse import FuseEpilogue, FuseThreshold, packed_layers
+from binarize.passes.fuse import FuseEpilogue, FuseReader, packed_layers
 from binarize.passes.pack import PackLayers, pack
+from binarize.passes.route import route
 from binarize.schemes.presets import build_scheme
 
 
@@ -143,7 +144,7 @@ def test_one_plane_between_two_convolutions_becomes_an_integer_threshold(x):
         step(gm)
     before = gm(x)
 
-    result = FuseThreshold()(gm)
+    result = FuseReader()(gm)
 
     assert len(result.changed) == 1
     assert gm.a.reader is not None
@@ -151,12 +152,38 @@ def test_one_plane_between_two_convolutions_becomes_an_integer_threshold(x):
     assert torch.equal(gm(x), before)
 
 
-def test_several_planes_refuse_an_integer_threshold(x):
-    gm, _ = converted(Block(), "encoding:w=2,a=2", x)
+@pytest.mark.parametrize("asked", ["popcount", "int8"])
+def test_a_layer_answers_in_the_several_planes_or_the_codes_of_its_only_reader(x, asked, monkeypatch):
+    gm, _ = converted(Block(), "encoding:w=2,a=3", x)
     for step in (PackLayers(), FoldBatchNorm(), FuseEpilogue()):
         step(gm)
+    monkeypatch.setenv("BINARIZE_ROUTE", asked)
+    before = gm(x)
 
-    assert "its reader has several digit planes" in FuseThreshold()(gm).skipped.values()
+    assert len(FuseReader()(gm).changed) == 1
+    route(gm)
+    assert gm.a(x).dtype == (torch.uint8 if asked == "int8" else torch.int32)
+    assert torch.equal(gm(x), before)
+
+
+def test_a_plane_of_a_sum_with_a_residual_is_made_from_floats(x):
+    """A threshold on the whole number alone would leave the residual out."""
+
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+
+        def forward(self, x):
+            return self.c(self.b(self.a(x)) + x)
+
+    gm, _ = converted(Chain(), "xnor-net", x)
+    for step in (PackLayers(), FuseEpilogue()):
+        step(gm)
+    before = gm(x)
+
+    assert "'b' adds a residual, which stays in floating point" in FuseReader()(gm).skipped.values()
+    assert torch.equal(gm(x), before)
 
 
 class Awkward(nn.Module):

@@ -153,7 +153,8 @@ Status conv2d(const Conv2d& call) {
   share_out(plan, Level::kWordsPerMicrosecond);
   if (!allocate(plan)) return Status::no_memory;
   const Work work = call.integers != nullptr ? run_part<Level, StoreIntegers<Level>>
-                    : call.values != nullptr ? run_part<Level, StoreValues<Level>>
+                    : call.values != nullptr ? run_part<Level, StoreValues<Level, false>>
+                    : call.codes != nullptr  ? run_part<Level, StoreValues<Level, true>>
                                              : run_part<Level, StoreDigits<Level>>;
   run_parts(plan.parts, work, &plan);
   return Status::ok;

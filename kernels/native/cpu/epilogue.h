@@ -6,6 +6,7 @@
 
 #include <string.h>
 
+#include "code.h"
 #include "window.h"
 
 namespace binarize {
@@ -66,10 +67,19 @@ __attribute__((always_inline)) inline void affine(const uint32_t* counts, uint32
   }
 }
 
-template <class Level>
+// Float outputs, or the codes of them.
+template <class Level, bool kCodes>
 struct StoreValues {
   const Conv2d& call;
   int products;
+
+  void encode(const float* values, int64_t pixel, const Counted& tile) const {
+    uint8_t* to = call.codes + pixel * call.code_depth + tile.channel;
+    if (tile.lanes == kLanes)
+      encode_uniform(values, kLanes, call.low, call.inverse_step, call.top, to);
+    else
+      encode_uniform(values, tile.lanes, call.low, call.inverse_step, call.top, to);
+  }
 
   template <bool kLast, bool kResidual>
   void rows(const Counted& tile, float (*partial)[kLanes]) const {
@@ -80,7 +90,7 @@ struct StoreValues {
       const float* bias = call.bias + tile.classes[tile.first_pixel + pixel] * channels + tile.channel;
       const float* from = tile.product == 0 ? bias : partial[pixel];
       const float* residual = kResidual ? call.residual + place : nullptr;
-      float* to = kLast ? call.values + place : partial[pixel];
+      float* to = kLast && !kCodes ? call.values + place : partial[pixel];
       const uint32_t base = base_of(tile, pixel);
       if (tile.lanes == kLanes)
         affine<kLast, kResidual>(tile.counts[pixel], base, from, scale, residual, call.minimum, call.maximum, kLanes,
@@ -88,6 +98,7 @@ struct StoreValues {
       else
         affine<kLast, kResidual>(tile.counts[pixel], base, from, scale, residual, call.minimum, call.maximum,
                                  tile.lanes, to);
+      if (kLast && kCodes) encode(to, tile.first_output + pixel, tile);
     }
   }
 

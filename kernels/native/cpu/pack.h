@@ -5,18 +5,13 @@
 
 #include "../problem.h"
 #include "../threads.h"
+#include "code.h"
 #include "tile.h"
 
 namespace binarize {
 namespace {
 
 constexpr int kColumn = 64;  // pixels taken together where channels lie apart
-
-inline float clamped_code(float x, float low, float inverse_step, float top) {
-  float code = (x - low) * inverse_step + 0.5f;
-  code = code > 0.0f ? code : 0.0f;  // NaN too becomes 0
-  return code < top ? code : top;    // from here on, truncation is the floor
-}
 
 // The `count` values at `x` and zeros behind them, in `held`, which has room for `size`.
 inline const float* filled_up(const float* x, int count, int size, float* held) {
@@ -161,11 +156,8 @@ void pack_with(const Pack& call) {
   run_parts(pack_parts(call), call.channels_last ? pack_rows<Level, Digits> : pack_columns<Level, Digits>, &digits);
 }
 
-__attribute__((always_inline)) inline void code_uniform(const Pack& call, const float* x, int64_t count, uint8_t* to) {
-  const float low = call.low, inverse_step = call.inverse_step, top = static_cast<float>((1 << call.planes) - 1);
-#pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i)
-    to[i] = static_cast<uint8_t>(static_cast<int32_t>(clamped_code(x[i], low, inverse_step, top)));
+inline void code_uniform(const Pack& call, const float* x, int64_t count, uint8_t* to) {
+  encode_uniform(x, count, call.low, call.inverse_step, static_cast<float>((1 << call.planes) - 1), to);
 }
 
 inline void code_thresholds(const Pack& call, int plane, const float* x, int64_t channel, int64_t count, uint8_t* to) {
