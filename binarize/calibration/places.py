@@ -16,7 +16,7 @@ def layer_places(net: nn.Module) -> dict[str, Place]:
     copies: dict[str, Place] = {}
     for path, group in branch_groups(net):
         graph, count = _graph_around(net, path), len(group.bodies)
-        last = _last_layers(group.bodies[0]) if group.router is None else set()
+        last = _last_layers(group.bodies[0])
         for branch in range(count):
             for inner, original in group.origin.items():
                 place = Place(join(graph, original), path, branch, count, inner in last)

@@ -103,8 +103,7 @@ class Router(nn.Module):
 
     def logits(self, aggregate: Tensor) -> Tensor:
         """Map ``(n, c, ...)`` to ``(n, N)``."""
-        features = aggregate.flatten(2).mean(2) if aggregate.dim() > 2 else aggregate
-        found: Tensor = self.choose(F.relu(self.squeeze(features)))
+        found: Tensor = self.choose(F.relu(self.squeeze(mean_features(aggregate))))
         return found
 
     def train(self, mode: bool = True) -> "Router":
@@ -213,6 +212,11 @@ class Branches(nn.Module):
     def extra_repr(self) -> str:
         """Name the layers that each branch copies."""
         return f"copies of {', '.join(self.origin.values())}"
+
+
+def mean_features(aggregate: Tensor) -> Tensor:
+    """Map ``(n, c, ...)`` to what a router looks at, ``(n, c)``."""
+    return aggregate.flatten(2).mean(2) if aggregate.dim() > 2 else aggregate
 
 
 def branch_groups(net: nn.Module) -> list[tuple[str, Branches]]:

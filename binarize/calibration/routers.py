@@ -1,0 +1,142 @@
+"""A router's first choice: images that look alike choose the same branches, and all branches are chosen alike often.
+
+Nothing in a trained network says which images a branch should serve. So the images are put into as many clusters as
+there are branches, by their mean features S; each branch prefers the images near its centre c_k,
+
+    z = P (mean(S) - mu),    l_k = s (2 c_k . z - |c_k|^2) + b_k  =  -s |z - c_k|^2 + b_k + s |z|^2               (1)
+
+with P the main directions of the features, and b so that each branch is among the chosen K of N for K / N of the images. The
+branches are then fitted to the images that choose them, and so become different.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from binarize.calibration.lockstep import Place
+from binarize.layers.branches import Router, branch_groups, mean_features
+
+__all__ = ["RoutedImages", "start_router"]
+
+SPREAD = 0.5  # standard deviation of the first logits: the largest share is not far from the others
+ROUNDS = 20  # of moving the centres
+STEPS = 300  # of balancing
+TINY = 1e-6  # share of the largest singular value below which a direction is noise
+
+
+@torch.no_grad()
+def start_router(router: Router, features: Tensor) -> None:
+    """Set the weights of a router by equation (1).
+
+    Args:
+        router: of N branches; overwritten.
+        features: mean of the aggregate over each image, ``(n, c)``.
+    """
+    hidden = router.squeeze.out_features
+    directions, offset = _main_directions(features.float(), hidden // 2)
+    z = features.float() @ directions.T + offset
+    centres = _centres(z, router.choose.out_features)
+    slope, bias = 2 * centres, -centres.square().sum(1)
+    logits = z @ slope.T + bias
+    scale = SPREAD / logits.std(0, correction=0).mean().clamp_min(TINY)
+    bias = scale * bias + _balance(scale * logits, router.executed)
+    _set(router.squeeze, torch.cat([directions, -directions]), torch.cat([offset, -offset]))
+    _set(router.choose, scale * torch.cat([slope, -slope], 1), bias)  # relu(z) - relu(-z) = z
+
+
+def _set(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    """Fill the first rows and columns of a layer; the others become 0."""
+    layer.weight.zero_()
+    layer.bias.zero_()
+    layer.weight[: weight.shape[0], : weight.shape[1]] = weight
+    layer.bias[: len(bias)] = bias
+
+
+def _main_directions(features: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return P ``(p, c)`` and the offset ``(p,)`` of the main directions, p at most ``most``; the first has variance 1."""
+    mean = features.mean(0)
+    _, size, directions = torch.linalg.svd(features - mean, full_matrices=False)
+    kept = int((size > TINY * size[:1].clamp_min(TINY)).sum())
+    scaled = directions[: min(kept, most)] * (len(features) ** 0.5 / size[:1].clamp_min(TINY))
+    return scaled, -scaled @ mean
+
+
+def _centres(z: Tensor, count: int) -> Tensor:
+    """Return cluster centres ``(count, p)``: each the farthest from those before it, then moved to its images' mean."""
+    centres = [z[int(z.square().sum(1).argmin())]]
+    for _ in range(count - 1):
+        distance = torch.cdist(z, torch.stack(centres)).amin(1)
+        centres.append(z[int(distance.argmax())])
+    found = torch.stack(centres)
+    for _ in range(ROUNDS):
+        nearest = torch.cdist(z, found).argmin(1)
+        member = F.one_hot(nearest, count).to(z)
+        size = member.sum(0).unsqueeze(1)
+        found = torch.where(size > 0, member.T @ z / size.clamp_min(1), found)
+    return found
+
+
+def _balance(logits: Tensor, executed: int) -> Tensor:
+    """Return the bias ``(N,)`` with which each branch is chosen for nearly the same number of images."""
+    wanted = executed / logits.shape[1]
+    bias, best, least = logits.new_zeros(logits.shape[1]), logits.new_zeros(logits.shape[1]), torch.inf
+    for step in range(STEPS):
+        chosen = torch.zeros_like(logits).scatter(1, (logits + bias).topk(executed, 1).indices, 1.0)
+        excess = chosen.mean(0) - wanted
+        if float(excess.abs().max()) < least:
+            best, least = bias, float(excess.abs().max())
+        bias = bias - SPREAD * (1 - step / STEPS) * excess
+    return best
+
+
+@final
+class RoutedImages:
+    """Which images of each calibration batch choose which branch; a router starts when its group is first asked for.
+
+    Use as a context: while it is open, it sees what comes in to each group, batch after batch.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.groups = {path: group for path, group in branch_groups(net) if group.router is not None}
+        self.features: dict[str, list[Tensor]] = {path: [] for path in self.groups}
+        self.chosen: dict[str, list[Tensor]] = {}
+        self.handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> "RoutedImages":
+        """Start to see."""
+        for path, group in self.groups.items():
+            self.handles.append(group.register_forward_pre_hook(self._keep(path)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take the hooks away."""
+        for handle in self.handles:
+            handle.remove()
+
+    def of(self, place: Place, sizes: Sequence[int]) -> list[Tensor] | None:
+        """Return for each batch the images ``(n,)`` of bool that choose the branch of a layer; None where all run.
+
+        Args:
+            place: of the layer.
+            sizes: images of each batch.
+        """
+        group = self.groups.get(place.home or "")
+        if group is None or place.home is None or group.router is None:
+            return None
+        if place.home not in self.chosen:
+            seen = self.features.pop(place.home)
+            start_router(group.router, torch.cat(seen))
+            self.chosen[place.home] = [group.router(part) > 0 for part in seen]
+        mine = [chosen[:, place.branch] for chosen in self.chosen[place.home]]
+        usable = [len(part) for part in mine] == list(sizes) and any(bool(part.any()) for part in mine)
+        return mine if usable else None
+
+    def _keep(self, path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.features[path].append(mean_features(args[0]))
+
+        return hook

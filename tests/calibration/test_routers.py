@@ -1,0 +1,97 @@
+"""Routers start so that all branches are used and images that look alike use the same ones."""
+
+import pytest
+import torch
+from models import Residual
+
+from binarize.calibrate import calibrate
+from binarize.calibration.routers import start_router
+from binarize.layers.branches import Router, branch_groups
+from binarize.passes.capture import capture
+from binarize.passes.decompose_groups import DecomposeGroups
+from binarize.schemes.presets import build_scheme
+
+
+def started(features, stored, executed):
+    router = Router(features.shape[1], stored, executed).eval()
+    start_router(router, features)
+    return router
+
+
+@pytest.mark.parametrize(("stored", "executed"), [(8, 4), (4, 1), (3, 2), (2, 2)])
+def test_all_branches_are_chosen_alike_often_by_images_not_seen(stored, executed):
+    features = torch.randn(2000, 24) * torch.linspace(0.1, 3, 24)
+    router = started(features[:1000], stored, executed)
+    chosen = router(features[1000:]) > 0
+
+    assert torch.equal(chosen.sum(1), torch.full((1000,), executed))
+    share = chosen.float().mean(0) * stored / executed
+    assert share.min() > 0.75  # 1 for even use; 1,000 draws of a share of 1/8 scatter by 8 hundredths
+    assert share.max() < 1.25
+
+
+def test_images_that_look_alike_choose_the_same_branches():
+    kinds = torch.randn(4, 16) * 4
+    features = kinds.repeat(50, 1) + 0.05 * torch.randn(200, 16)
+    chosen = started(features, 4, 1)(features) > 0
+
+    for kind in range(4):
+        assert len(chosen[kind::4].unique(dim=0)) == 1
+    assert len(chosen[:4].unique(dim=0)) == 4
+
+
+@pytest.mark.parametrize("features", [torch.ones(6, 9), torch.randn(1, 9), torch.zeros(3, 9), torch.randn(40, 2)])
+def test_few_or_equal_images_give_a_router_that_works(features):
+    shares = started(features, 4, 2)(features)
+
+    assert bool(shares.isfinite().all())
+    torch.testing.assert_close(shares.sum(1), torch.ones(len(features)))
+
+
+def test_no_share_is_far_from_the_others():
+    features = torch.randn(500, 16)
+    shares = started(features, 8, 4)(features)
+
+    assert shares.max() < 0.75
+
+
+def routed(scheme):
+    torch.manual_seed(0)
+    teacher = Residual().eval()
+    captured = capture(Residual().eval())
+    captured.root.load_state_dict(teacher.state_dict())
+    names = [f"block{k}.conv{i}" for k in (1, 2) for i in (1, 2)]
+    DecomposeGroups({name: build_scheme(scheme) for name in names})(captured.root)
+    return captured.root.eval(), teacher
+
+
+@torch.no_grad()
+def test_each_branch_is_fitted_to_the_images_that_choose_it():
+    net, teacher = routed("group-net:k=1,stored=2")
+    x = torch.randn(64, 3, 8, 8)
+    x[::2] += 3
+    calibrate(net, teacher, [(part,) for part in x.split(16)])
+    group, seen = net.get_submodule("block1"), {}
+    group.register_forward_hook(lambda module, args, y: seen.update(s=args[0]))
+    teacher.block1.register_forward_hook(lambda module, args, y: seen.update(y=y))
+    net(x)
+    teacher(x)
+    chosen = group.router(seen["s"]) > 0
+
+    assert chosen[::2, 0].unique().numel() == chosen[1::2, 0].unique().numel() == 1  # bright ones, dark ones
+    assert not torch.equal(chosen[0], chosen[1])
+    wrong = torch.stack([(body(seen["s"]) - seen["y"]).square().mean((1, 2, 3)) for body in group.bodies], 1)
+    assert wrong[chosen].mean() < 0.8 * wrong[~chosen].mean()
+
+
+@torch.no_grad()
+def test_starting_leaves_no_hooks_and_sparse_execution_agrees():
+    net, teacher = routed("group-net:k=2,stored=4")
+    x = torch.randn(32, 3, 8, 8)
+    calibrate(net, teacher, [(part,) for part in x.split(16)])
+
+    assert all(not group._forward_pre_hooks for _, group in branch_groups(net))
+    wanted = net(x)
+    for _, group in branch_groups(net):
+        group.sparse = True
+    torch.testing.assert_close(net(x), wanted, rtol=1e-5, atol=1e-5)
