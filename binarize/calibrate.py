@@ -11,7 +11,7 @@ from binarize.calibration.fit import Problem, fit_to_output, fit_to_weight
 from binarize.calibration.lockstep import Meeting, Place, first_tensor, lockstep
 from binarize.calibration.places import layer_places
 from binarize.calibration.reconstruct import GroupFit, reconstruct
-from binarize.calibration.routers import RoutedImages
+from binarize.calibration.routers import RouterStarts
 from binarize.calibration.rows import Rows, draw, row_count, values
 from binarize.layers.binary import BinaryConv2d, BinaryLinear, binary_layers
 from binarize.schemes.distinct import distinct_splits
@@ -124,13 +124,13 @@ def calibrate(
     batches = _split(inputs)
     layers, places = dict(binary_layers(net)), layer_places(net)
     progress = progress or (lambda stage, done, total: None)
-    work = _Calibration(layers, places, RoutedImages(net), settings, progress)
+    work = _Calibration(layers, places, RouterStarts(net), settings, progress)
     with torch.no_grad():
         calls, size = _probe(teacher, places, batches[0])
         batches = _affordable(batches, size)
         several = {name: place.source for name, place in places.items() if calls[place.source] > 1}
         work.record_repeated(teacher, batches, several, calls)
-        with work.routed:
+        with work.routers:
             lockstep(net, teacher, places, batches, work.visit)
     missed = {name: "not called on the calibration inputs" for name in layers if name not in work.fits}
     groups = reconstruct(net, teacher, batches, settings.seed, progress) if settings.reconstruct else {}
@@ -145,12 +145,12 @@ class _Calibration:
         self,
         layers: Mapping[str, BinaryConv2d | BinaryLinear],
         places: Mapping[str, Place],
-        routed: RoutedImages,
+        routers: RouterStarts,
         settings: CalibrationSettings,
         progress: Progress,
     ) -> None:
         self.layers, self.places, self.settings, self.progress = layers, places, settings, progress
-        self.routed = routed
+        self.routers = routers
         self.fits: dict[str, LayerFit] = {}
         self.skipped: dict[str, str] = {}
         self.repeated: dict[str, list[Rows]] = {}
@@ -196,16 +196,14 @@ class _Calibration:
     def visit(self, name: str, meetings: Sequence[Meeting]) -> None:
         """Fit one layer on all batches."""
         layer, place = self.layers[name], self.places[name]
+        self.routers.reach(place)
         generator = self._generator()
         rows = self.repeated.pop(name, None)
-        images = self.routed.of(place, [len(meeting.input) for meeting in meetings])
         if rows is None:
-            wanted = [(m.input, target) for m, target in zip(meetings, self._targets(place, meetings), strict=True)]
-            if images is not None:  # a branch is fitted to the images that choose it
-                wanted = [(x[own], y[own]) for (x, y), own in zip(wanted, images, strict=True) if bool(own.any())]
-            _fit_levels(layer, [x for x, _ in wanted], generator, place)
-            count = -(-row_count(*_sizes(layer)) // len(wanted))
-            rows = [draw(layer, x, y, count, generator) for x, y in wanted]
+            _fit_levels(layer, [meeting.input for meeting in meetings], generator, place)
+            count = -(-row_count(*_sizes(layer)) // len(meetings))
+            targets = self._targets(place, meetings)
+            rows = [draw(layer, m.input, target, count, generator) for m, target in zip(meetings, targets, strict=True)]
         else:
             _fit_levels(layer, [part.taps for part in rows], generator, place)
         joined = Rows.join(rows)
@@ -214,7 +212,7 @@ class _Calibration:
         else:
             self.skipped[name] = "its input was empty on every calibration image"
         if place.boosted:
-            self._note_missed(layer, place, meetings, images)
+            self._note_missed(layer, place, meetings)
         self.progress("calibrate", len(self.fits) + len(self.skipped), len(self.layers))
 
     def _targets(self, place: Place, meetings: Sequence[Meeting]) -> list[Tensor]:
@@ -224,26 +222,14 @@ class _Calibration:
             return [meeting.target for meeting in meetings]
         return [meeting.target + part for meeting, part in zip(meetings, missed, strict=True)]
 
-    def _note_missed(
-        self,
-        layer: BinaryConv2d | BinaryLinear,
-        place: Place,
-        meetings: Sequence[Meeting],
-        images: Sequence[Tensor] | None,
-    ) -> None:
-        """Keep how far the branches fitted so far are from the teacher together; forget it after the last branch.
-
-        For each image those branches count that it chooses.
-        """
+    def _note_missed(self, layer: BinaryConv2d | BinaryLinear, place: Place, meetings: Sequence[Meeting]) -> None:
+        """Keep how far the branches fitted so far are from the teacher together; forget it after the last branch."""
         targets = self._targets(place, meetings)
-        before = self.missed.pop(place.source, None)
+        self.missed.pop(place.source, None)
         outputs = [layer.forward(meeting.input) for meeting in meetings]  # without the hook that stops there
         same = all(y.shape == target.shape for y, target in zip(outputs, targets, strict=True))
         if same and place.branch + 1 < place.branches:
-            missed = [target - y for target, y in zip(targets, outputs, strict=True)]
-            for index, own in enumerate(images or ()):
-                missed[index][~own] = 0 if before is None else before[index][~own]
-            self.missed[place.source] = missed
+            self.missed[place.source] = [target - y for target, y in zip(targets, outputs, strict=True)]
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.settings.seed)

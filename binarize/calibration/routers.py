@@ -1,15 +1,16 @@
 """A router's first choice: images that look alike choose the same branches, and all branches are chosen alike often.
 
-Nothing in a trained network says which images a branch should serve. So the images are put into as many clusters as
+Nothing in a trained network says which images a branch should serve, and random weights choose the same few branches
+for nearly all images. So the images are put into as many clusters as
 there are branches, by their mean features S; each branch prefers the images near its centre c_k,
 
     z = P (mean(S) - mu),    l_k = s (2 c_k . z - |c_k|^2) + b_k  =  -s |z - c_k|^2 + b_k + s |z|^2               (1)
 
-with P the main directions of the features, and b so that each branch is among the chosen K of N for K / N of the images. The
-branches are then fitted to the images that choose them, and so become different.
+with P the main directions of the features, and b so that each branch is among the chosen K of N for K / N of the
+images. All branches are fitted to all images; docs/decisions/0004-start-of-routers.md says what else was tried.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -20,9 +21,9 @@ from torch.utils.hooks import RemovableHandle
 from binarize.calibration.lockstep import Place
 from binarize.layers.branches import Router, branch_groups, mean_features
 
-__all__ = ["RoutedImages", "start_router"]
+__all__ = ["RouterStarts", "start_router"]
 
-SPREAD = 0.5  # standard deviation of the first logits: the largest share is not far from the others
+SPREAD = 0.1  # standard deviation of the first logits: the shares of the chosen are nearly equal
 ROUNDS = 20  # of moving the centres
 STEPS = 300  # of balancing
 TINY = 1e-6  # share of the largest singular value below which a direction is noise
@@ -57,7 +58,7 @@ def _set(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
 
 
 def _main_directions(features: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Return P ``(p, c)`` and the offset ``(p,)`` of the main directions, p at most ``most``; the first has variance 1."""
+    """Return P ``(p, c)`` and the offset ``(p,)`` of at most ``most`` main directions; the first has variance 1."""
     mean = features.mean(0)
     _, size, directions = torch.linalg.svd(features - mean, full_matrices=False)
     kept = int((size > TINY * size[:1].clamp_min(TINY)).sum())
@@ -94,19 +95,16 @@ def _balance(logits: Tensor, executed: int) -> Tensor:
 
 
 @final
-class RoutedImages:
-    """Which images of each calibration batch choose which branch; a router starts when its group is first asked for.
-
-    Use as a context: while it is open, it sees what comes in to each group, batch after batch.
-    """
+class RouterStarts:
+    """Starts each router when calibration reaches its group, on what comes in to it. A context: it sees while open."""
 
     def __init__(self, net: nn.Module) -> None:
         self.groups = {path: group for path, group in branch_groups(net) if group.router is not None}
-        self.features: dict[str, list[Tensor]] = {path: [] for path in self.groups}
-        self.chosen: dict[str, list[Tensor]] = {}
+        self.features: dict[str, list[Tensor]] = {}
+        self.started: set[str] = set()
         self.handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> "RoutedImages":
+    def __enter__(self) -> "RouterStarts":
         """Start to see."""
         for path, group in self.groups.items():
             self.handles.append(group.register_forward_pre_hook(self._keep(path)))
@@ -117,26 +115,17 @@ class RoutedImages:
         for handle in self.handles:
             handle.remove()
 
-    def of(self, place: Place, sizes: Sequence[int]) -> list[Tensor] | None:
-        """Return for each batch the images ``(n,)`` of bool that choose the branch of a layer; None where all run.
-
-        Args:
-            place: of the layer.
-            sizes: images of each batch.
-        """
-        group = self.groups.get(place.home or "")
-        if group is None or place.home is None or group.router is None:
-            return None
-        if place.home not in self.chosen:
-            seen = self.features.pop(place.home)
-            start_router(group.router, torch.cat(seen))
-            self.chosen[place.home] = [group.router(part) > 0 for part in seen]
-        mine = [chosen[:, place.branch] for chosen in self.chosen[place.home]]
-        usable = [len(part) for part in mine] == list(sizes) and any(bool(part.any()) for part in mine)
-        return mine if usable else None
+    def reach(self, place: Place) -> None:
+        """Start the router of the branches that a layer is in, unless that has been done."""
+        seen = self.features.pop(place.home or "", None)
+        if seen is not None and place.home is not None and place.home not in self.started:
+            router = self.groups[place.home].router
+            assert router is not None
+            start_router(router, torch.cat(seen))
+            self.started.add(place.home)
 
     def _keep(self, path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self.features[path].append(mean_features(args[0]))
+            self.features.setdefault(path, []).append(mean_features(args[0]))
 
         return hook

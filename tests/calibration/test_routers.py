@@ -52,7 +52,7 @@ def test_no_share_is_far_from_the_others():
     features = torch.randn(500, 16)
     shares = started(features, 8, 4)(features)
 
-    assert shares.max() < 0.75
+    assert shares.max() < 0.4  # a quarter each if equal
 
 
 def routed(scheme):
@@ -66,22 +66,20 @@ def routed(scheme):
 
 
 @torch.no_grad()
-def test_each_branch_is_fitted_to_the_images_that_choose_it():
+def test_calibration_starts_the_routers_of_all_groups():
     net, teacher = routed("group-net:k=1,stored=2")
     x = torch.randn(64, 3, 8, 8)
     x[::2] += 3
     calibrate(net, teacher, [(part,) for part in x.split(16)])
-    group, seen = net.get_submodule("block1"), {}
-    group.register_forward_hook(lambda module, args, y: seen.update(s=args[0]))
-    teacher.block1.register_forward_hook(lambda module, args, y: seen.update(y=y))
+    seen = {}
+    for path, group in branch_groups(net):
+        group.register_forward_pre_hook(lambda module, args, path=path: seen.update({path: args[0]}))
     net(x)
-    teacher(x)
-    chosen = group.router(seen["s"]) > 0
 
-    assert chosen[::2, 0].unique().numel() == chosen[1::2, 0].unique().numel() == 1  # bright ones, dark ones
-    assert not torch.equal(chosen[0], chosen[1])
-    wrong = torch.stack([(body(seen["s"]) - seen["y"]).square().mean((1, 2, 3)) for body in group.bodies], 1)
-    assert wrong[chosen].mean() < 0.8 * wrong[~chosen].mean()
+    for path, group in branch_groups(net):
+        chosen = group.router(seen[path])[:, 0] > 0
+        assert bool(chosen[0]) != bool(chosen[1])
+        assert chosen[::2].unique().numel() == chosen[1::2].unique().numel() == 1  # bright ones, dark ones
 
 
 @torch.no_grad()
