@@ -166,6 +166,7 @@ class _Made:
         # What comes later in the graph may overwrite the input: it is read where the group first read it.
         with gm.graph.inserting_before(next(node for node in region.nodes if region.entry in node.all_input_nodes)):
             self.call = gm.graph.call_module(pending, (region.entry, *own))
+        self.call.meta["original"] = region.exit.name  # reconstruction looks there for the output to come close to
         self.total, self.own = self.call, list[fx.Node]()
         region.exit.replace_all_uses_with(self.call)
         for node in reversed(region.nodes):

@@ -1,36 +1,42 @@
-"""Block reconstruction: a few hundred steps that bring each group's output to the teacher's, group after group.
+"""Block reconstruction: a few hundred steps that bring each group's output to the teacher's, then all of them together.
 
 A closed-form fit sees one layer. Rounding errors of the layers of a residual block partly cancel or add up, and a block
-is small enough to be trained on a few hundred images without labels. A group whose error on images kept aside does not
-fall gets its old values back.
+is small enough to be trained on a few hundred images without labels. When all groups are done, the whole network is
+trained for some hundred steps more, towards the outputs of all groups and its own at once. Whatever does not lower the
+error on images kept aside gets its old values back.
 
 Reference:
     Li et al., BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction, ICLR 2021,
     arXiv:2102.05426, section 3.2; the straight-through estimators of `binarize.schemes.estimators` stand in for its
-    learnt rounding.
+    learnt rounding. docs/decisions/0003-reconstruction.md tells what was tried.
 """
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
-from binarize.layers.binary import BinaryActivation, BinaryConv2d, BinaryLinear, binary_layers
-from binarize.passes.graph import join, module_uses, put
-from binarize.passes.groups import Group, find_groups
+from binarize.calibration.regions import Trained, Unit, traced_parts, units_of
+from binarize.calibration.walk import Values, Walk, advance, first, run_with_taps, stretches
+from binarize.passes.capture import capture
+from binarize.passes.graph import join
 
-__all__ = ["GroupFit", "reconstruct"]
+__all__ = ["WHOLE", "GroupFit", "reconstruct"]
 
-STEPS = 300
+STEPS = 300  # for each group
+WHOLE_STEPS = 900  # for all groups together
+WHOLE_RATE = 0.5  # of a group's rates
 IMAGES = 32  # images in a step
 ASIDE = 4  # every fourth batch judges and is not trained on
-RATES = {"weight": 0.02, "unit": 0.001, "bias": 0.002, "level": 0.001}  # of an Adam step, in shares of the value's size
+SHIFT = 8  # images are moved by up to an eighth of their size
+WHOLE = "all groups together"
 
-Values = dict[fx.Node, Any]
 Progress = Callable[[str, int, int], None]
+Loss = Callable[[Any], Tensor]
 
 
 @final
@@ -39,7 +45,7 @@ class GroupFit:
     """What reconstruction did to one group: squared error over the teacher's variance on the images kept aside.
 
     Attributes:
-        before: after the closed-form fit.
+        before: after the closed-form fit, on inputs from the groups that were trained before it.
         after: after the steps; the same where they did not help and were undone.
     """
 
@@ -59,31 +65,25 @@ def reconstruct(
         teacher: the original, with the same module paths.
         batches: argument tuples of ``forward``, two at least.
         seed: of the order of images.
-        progress: called with the stage, groups done and groups in all.
+        progress: called with the stage, steps done and steps in all.
 
     Returns:
-        The fit of each group by its name.
+        The fit of each group by its name, and that of each part as a whole under `WHOLE`.
     """
-    parts = [_Part(net, teacher, path, gm) for path, gm in _parts(net)]
-    total, found = sum(len(part.trained) for part in parts), dict[str, GroupFit]()
+    originals = capture(copy.deepcopy(teacher)).graphs
+    parts = [_Part(path, gm, originals[path], units_of(net, gm)) for path, gm in traced_parts(net) if path in originals]
+    total, found = sum(len(part.units) for part in parts), dict[str, GroupFit]()
     generator = torch.Generator().manual_seed(seed)
     for part in parts:
         ours, theirs = (_arguments(model, part.path, batches) for model in (net, teacher))
-        if len(ours) == len(theirs) == len(batches):
-            for name, fit in part.run(ours, theirs, generator):
-                found[name] = fit
-                progress("reconstruct", len(found), total)
+        if not part.units or not len(ours) == len(theirs) == len(batches):
+            continue
+        for name, fit in part.run(ours, theirs, generator):
+            found[join(part.path, name)] = fit
+            progress("reconstruct", len(found), total + len(parts))
+        found[join(part.path, WHOLE)] = part.run_whole(list(zip(ours, theirs, strict=True)), generator, progress)
+        progress("reconstruct", len(found), total + len(parts))
     return found
-
-
-def _parts(net: nn.Module) -> Iterator[tuple[str, fx.GraphModule]]:
-    """Yield the widest traced modules that hold binary layers, with their paths."""
-    seen: list[str] = []
-    for path, module in net.named_modules():
-        inside = any(path.startswith(join(outer, "")) for outer in seen)
-        if isinstance(module, fx.GraphModule) and not inside and any(True for _ in binary_layers(module)):
-            seen.append(path)
-            yield path, module
 
 
 def _arguments(model: nn.Module, path: str, batches: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -102,143 +102,153 @@ def _arguments(model: nn.Module, path: str, batches: Sequence[tuple[Any, ...]]) 
 
 
 @final
+@dataclasses.dataclass(frozen=True)
 class _Part:
-    """One traced part, beside a copy of it in full precision with the same graph."""
+    """One traced part, and the same part of the original.
 
-    def __init__(self, net: nn.Module, teacher: nn.Module, path: str, gm: fx.GraphModule) -> None:
-        self.path, self.gm = path, gm
-        self.target = copy.deepcopy(gm)
-        for name, _ in binary_layers(gm):
-            put(self.target, name, teacher.get_submodule(join(path, name)))
-        self.groups = {group.exit: group for group in find_groups(gm)}
-        self.trained = {group: found for group in self.groups.values() if (found := _trainable(net, gm, group))}
+    Attributes:
+        path: of the part in the network.
+        gm: the part.
+        target: the same part of the original.
+        units: what is trained, in graph order.
+    """
+
+    path: str
+    gm: fx.GraphModule
+    target: fx.GraphModule
+    units: Sequence[Unit]
 
     def run(
         self, ours: Sequence[tuple[Any, ...]], theirs: Sequence[tuple[Any, ...]], generator: torch.Generator
     ) -> Iterator[tuple[str, GroupFit]]:
-        """Walk both graphs on all batches, training each group when its input is known; yield what came of each."""
-        twins = dict(zip(self.gm.graph.nodes, self.target.graph.nodes, strict=True))
-        inner = {node for group in self.groups.values() for node in group.nodes}
-        state = [(_start(self.gm, mine), _start(self.target, their)) for mine, their in zip(ours, theirs, strict=True)]
-        for node in self.gm.graph.nodes:
-            group = self.groups.get(node)
-            if group is None and (node in inner or node.op in ("placeholder", "output")):
-                continue
-            nodes = group.nodes if group else (node,)
-            for _, values in state:
-                _advance(self.target, [twins[inside] for inside in nodes], twins[node], values)
-            if group in self.trained:
-                pairs = [(mine[group.entry], their[twins[node]]) for mine, their in state]
-                yield group.name, self._train(group, pairs, generator)
-            for values, _ in state:
-                _advance(self.gm, nodes, node, values)
-            self._forget(node, state, twins)
+        """Walk both graphs on all batches, training each unit when its input is known; yield what came of each."""
+        walk, original = Walk(self.gm, ours), Walk(self.target, theirs)
+        units = {unit.exit: unit for unit in self.units}
+        for nodes in stretches(self.gm, [unit.nodes for unit in self.units]):
+            unit = units.get(nodes[-1])
+            targets = original.until(unit.original) if unit else None
+            if unit is not None and targets is not None:
+                yield unit.name, self._train(unit, list(zip(walk.values, targets, strict=True)), generator)
+            walk.step(nodes, nodes[-1])
 
-    def _forget(self, node: fx.Node, state: Sequence[tuple[Values, Values]], twins: Mapping[fx.Node, fx.Node]) -> None:
-        """Drop the values that no node after ``node`` reads."""
-        later = {read for after in _after(node) for read in after.all_input_nodes}
-        for mine, theirs in state:
-            for known in [known for known in mine if known not in later]:
-                del mine[known]
-                theirs.pop(twins[known], None)
+    def _train(self, unit: Unit, pairs: Sequence[tuple[Values, Tensor]], generator: torch.Generator) -> GroupFit:
+        cut = [([values[node] for node in unit.inputs], y) for values, y in pairs]
 
-    def _train(self, group: Group, pairs: Sequence[tuple[Tensor, Tensor]], generator: torch.Generator) -> GroupFit:
-        """Take the steps; put the old values back if the images kept aside did not gain."""
-        aside = list(pairs[::ASIDE])
-        seen = [pair for index, pair in enumerate(pairs) if index % ASIDE] or aside
-        parameters = self.trained[group]
-        old = [value.detach().clone() for value, _ in parameters]
+        def loss(example: tuple[list[Tensor], Tensor]) -> Tensor:
+            inputs, y = example
+            values: Values = {node: x.clone() for node, x in zip(unit.inputs, inputs, strict=True)}
+            advance(self.gm, unit.nodes, values, unit.exit)
+            return _distance(first(values[unit.exit]), y)
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
-            values: Values = {group.entry: x}
-            _advance(self.gm, group.nodes, group.exit, values)
-            wrong: Tensor = (values[group.exit] - y).square().mean() / y.var().clamp_min(1e-20)
-            return wrong
+        def draw(pair: tuple[list[Tensor], Tensor]) -> tuple[list[Tensor], Tensor]:
+            inputs, y = pair
+            chosen = torch.randperm(len(y), generator=generator)[:IMAGES].to(y.device)
+            return [x[chosen] for x in inputs], y[chosen]
 
-        before = _mean_loss(loss, aside)
-        with torch.enable_grad():
-            _optimise(loss, parameters, seen, generator)
-        after = _mean_loss(loss, aside)
-        if not after < before:
-            for (value, _), kept in zip(parameters, old, strict=True):
-                value.data.copy_(kept)
-            after = before
-        return GroupFit(before, after)
+        return _fit(loss, draw, unit.trained, cut, STEPS, generator)
+
+    def run_whole(
+        self, pairs: Sequence[tuple[tuple[Any, ...], tuple[Any, ...]]], generator: torch.Generator, progress: Progress
+    ) -> GroupFit:
+        """Train all units together, towards the outputs of all of them and that of the part, on varied images."""
+        mine = {unit.exit.name: unit.original for unit in self.units}
+
+        def loss(pair: tuple[Any, Any]) -> Tensor:
+            with torch.no_grad():
+                taps, outputs = run_with_taps(self.target, pair[1], set(mine.values()))
+            own, found = run_with_taps(self.gm, pair[0], set(mine))
+            inner = [_distance(own[name], taps[original]) for name, original in mine.items()]
+            outer = [_distance(x, y) for x, y in zip(found, outputs, strict=True)]
+            return torch.stack(inner).mean() + torch.stack(outer or inner).mean()
+
+        def draw(pair: tuple[Any, Any]) -> tuple[Any, Any]:
+            return _varied(pair, generator)
+
+        trained = [(value, rate * WHOLE_RATE) for unit in self.units for value, rate in unit.trained]
+        told = _telling(progress, join(self.path, WHOLE))
+        return _fit(loss, draw, trained, pairs, WHOLE_STEPS, generator, told)
 
 
-Trained = list[tuple[nn.Parameter, float]]
-Loss = Callable[[Tensor, Tensor], Tensor]
+def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    wrong: Tensor = (ours - theirs).square().mean() / theirs.var().clamp_min(1e-20)
+    return wrong
+
+
+def _telling(progress: Progress, stage: str) -> Callable[[int], None]:
+    return lambda done: progress(stage, done, WHOLE_STEPS) if done % 10 == 0 or done == WHOLE_STEPS else None
+
+
+def _fit(
+    loss: Callable[[Any], Tensor],
+    draw: Callable[[Any], Any],
+    trained: Trained,
+    pairs: Sequence[Any],
+    steps: int,
+    generator: torch.Generator,
+    told: Callable[[int], None] = lambda done: None,
+) -> GroupFit:
+    """Take the steps; put the old values back if the images kept aside did not gain."""
+    aside = list(pairs[::ASIDE])
+    seen = [pair for index, pair in enumerate(pairs) if index % ASIDE] or aside
+    old = [value.detach().clone() for value, _ in trained]
+    before = _mean_loss(loss, aside)
+    with torch.enable_grad():
+        _optimise(loss, draw, trained, seen, steps, generator, told)
+    after = _mean_loss(loss, aside)
+    if not after < before:
+        for (value, _), kept in zip(trained, old, strict=True):
+            value.data.copy_(kept)
+        after = before
+    return GroupFit(before, after)
 
 
 def _optimise(
-    loss: Loss, parameters: Trained, pairs: Sequence[tuple[Tensor, Tensor]], generator: torch.Generator
+    loss: Callable[[Any], Tensor],
+    draw: Callable[[Any], Any],
+    trained: Trained,
+    seen: Sequence[Any],
+    steps: int,
+    generator: torch.Generator,
+    told: Callable[[int], None],
 ) -> None:
-    optimiser = torch.optim.Adam([{"params": [value], "lr": rate} for value, rate in parameters])
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    values = [value for value, _ in parameters]
-    for _ in range(STEPS):
-        x, y = pairs[int(torch.randint(len(pairs), (), generator=generator))]
-        chosen = torch.randperm(len(x), generator=generator)[:IMAGES].to(x.device)
-        grads = torch.autograd.grad(loss(x[chosen], y[chosen]), values, allow_unused=True)
+    optimiser = torch.optim.Adam([{"params": [value], "lr": rate} for value, rate in trained])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    values = [value for value, _ in trained]
+    for done in range(1, steps + 1):
+        example = draw(seen[int(torch.randint(len(seen), (), generator=generator))])
+        grads = torch.autograd.grad(loss(example), values, allow_unused=True)
         for value, grad in zip(values, grads, strict=True):
             value.grad = grad
         optimiser.step()
         schedule.step()
         for value in values:
             value.grad = None
+        told(done)
 
 
-def _mean_loss(loss: Loss, pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+def _mean_loss(loss: Callable[[Any], Tensor], pairs: Sequence[Any]) -> float:
     with torch.no_grad():
-        return sum(float(loss(x.clone(), y)) for x, y in pairs) / len(pairs)
+        return sum(float(loss(pair)) for pair in pairs) / len(pairs)
 
 
-def _trainable(net: nn.Module, gm: fx.GraphModule, group: Group) -> Trained:
-    """Return the parameters that belong to this group alone, each with the learning rate that suits its size."""
-    uses, layers = module_uses(gm), dict(binary_layers(gm))
-    own = [name for name in group.layers if name in layers and len(uses[name]) == 1]
-    elsewhere = {id(layer.activation) for name, layer in binary_layers(net) if layer not in map(layers.get, own)}
-    found: Trained = []
-    for layer in map(layers.__getitem__, own):
-        found += _of_layer(layer)
-    activations = {id(layer.activation): layer.activation for layer in map(layers.__getitem__, own)}
-    for key, activation in activations.items():
-        if key not in elsewhere:
-            found += _of_activation(activation)
-    return found
-
-
-def _of_layer(layer: BinaryConv2d | BinaryLinear) -> Trained:
-    size = float(layer.unit.detach().mean())
-    found = [(layer.weight, RATES["weight"] * size), (layer.unit, RATES["unit"] * size)]
-    if layer.bias is not None:
-        spread = float(layer.weight.detach().flatten(1).norm(dim=1).mean())
-        found.append((layer.bias, RATES["bias"] * spread))
-    return found
-
-
-def _of_activation(activation: BinaryActivation) -> Trained:
-    """A low of 0 stays: it is what keeps zeros exact after a ReLU."""
-    rate = RATES["level"] * float(activation.step.detach().mean())
-    optional = [activation.low if float(activation.low.detach()) != 0.0 else None, activation.threshold]
-    return [(activation.step, rate), *((value, rate) for value in optional if value is not None)]
-
-
-def _start(gm: fx.GraphModule, args: tuple[Any, ...]) -> Values:
-    places = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    defaults = [node.args[0] if node.args else None for node in places]
-    return dict(zip(places, [*args, *defaults[len(args) :]], strict=True))
-
-
-def _advance(gm: fx.GraphModule, nodes: Sequence[fx.Node], exit: fx.Node, values: Values) -> None:
-    """Compute ``nodes`` from what is in ``values`` and keep only the value of ``exit`` of them."""
-    interpreter = fx.Interpreter(gm, garbage_collect_values=False)
-    interpreter.env = dict(values)
-    for node in nodes:
-        interpreter.env[node] = interpreter.run_node(node)
-    values[exit] = interpreter.env[exit]
-
-
-def _after(node: fx.Node) -> Iterator[fx.Node]:
-    while (node := node.next).op != "root":
-        yield node
+def _varied(pair: tuple[Any, Any], generator: torch.Generator) -> tuple[Any, Any]:
+    """Return some of the images, mirrored and moved at random; anything but images of the whole network as it is."""
+    ours, theirs = pair
+    x = ours[0]
+    if ours is not theirs or len(ours) != 1 or not isinstance(x, Tensor) or x.dim() != 4:
+        return pair
+    chosen = torch.randperm(len(x), generator=generator)[:IMAGES].to(x.device)
+    x = x[chosen]
+    mirrored = torch.rand(len(x), generator=generator) < 0.5
+    x = torch.where(mirrored.reshape(-1, 1, 1, 1).to(x.device), x.flip(3), x)
+    height, width = x.shape[2:]
+    room = (height // SHIFT, width // SHIFT)
+    padded = F.pad(x, (room[1], room[1], room[0], room[0]))
+    top = torch.randint(2 * room[0] + 1, (len(x),), generator=generator).tolist()
+    left = torch.randint(2 * room[1] + 1, (len(x),), generator=generator).tolist()
+    moved = [
+        image[:, down : down + height, right : right + width]
+        for image, down, right in zip(padded, top, left, strict=True)
+    ]
+    args = (torch.stack(moved),)
+    return args, args

@@ -1,6 +1,7 @@
 """Reconstruction of groups: it helps, it undoes what does not help, and it leaves the rest alone."""
 
 import copy
+import dataclasses
 
 import models
 import pytest
@@ -9,9 +10,13 @@ from torch import nn
 
 from binarize.calibrate import CalibrationSettings, calibrate
 from binarize.calibration import reconstruct as module
-from binarize.calibration.reconstruct import reconstruct
+from binarize.calibration import regions
+from binarize.calibration.reconstruct import WHOLE, reconstruct
+from binarize.convert import convert
 from binarize.passes.capture import capture
 from binarize.passes.decompose_layers import DecomposeLayers
+from binarize.recipe import Recipe
+from binarize.record import record_of
 from binarize.schemes.presets import build_scheme
 
 LAYERS = ["block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2", "block2.shortcut"]
@@ -35,6 +40,7 @@ def silent(stage, done, total):
 @pytest.fixture
 def few_steps(monkeypatch):
     monkeypatch.setattr(module, "STEPS", 40)
+    monkeypatch.setattr(module, "WHOLE_STEPS", 10)
 
 
 @pytest.mark.usefixtures("few_steps")
@@ -44,14 +50,15 @@ def test_no_group_ends_further_from_the_teacher_and_some_end_closer():
 
     found = reconstruct(student, teacher, batches, 0, lambda *args: told.append(args))
 
-    assert list(found) == ["block1", "block2"]
+    assert list(found) == ["block1", "block2", WHOLE]
     assert all(fit.after <= fit.before for fit in found.values())
     assert any(fit.after < fit.before for fit in found.values())
-    assert told == [("reconstruct", 1, 2), ("reconstruct", 2, 2)]
+    assert [args for args in told if args[0] == "reconstruct"] == [("reconstruct", done, 3) for done in (1, 2, 3)]
+    assert told[2] == (WHOLE, 10, 10)
 
 
 def test_steps_that_do_not_help_are_undone(monkeypatch, few_steps):
-    monkeypatch.setattr(module, "RATES", dict.fromkeys(module.RATES, 1e3))
+    monkeypatch.setattr(regions, "RATES", dict.fromkeys(regions.RATES, 1e3))
     student, teacher, batches = calibrated()
     before = copy.deepcopy(student.state_dict())
 
@@ -89,7 +96,7 @@ def test_parts_of_a_network_that_is_not_one_graph_are_reconstructed_too():
 
     found = reconstruct(student, teacher, batches, 0, silent)
 
-    assert len(found) == 1
+    assert list(found) == ["body.0.0-1", f"body.{WHOLE}"]
     assert all(fit.after <= fit.before for fit in found.values())
 
 
@@ -121,7 +128,41 @@ def test_the_same_seed_gives_the_same_bits_and_calibrate_runs_it_when_asked():
 
     records = [calibrate(net, teacher, batches, settings=settings) for net in (student, other)]
 
-    assert list(records[0].groups) == ["block1", "block2"]
+    assert list(records[0].groups) == ["block1", "block2", WHOLE]
     assert records[0] == records[1]
     ours, theirs = student.state_dict(), other.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_branches_of_groups_come_closer_with_their_scales_and_gates():
+    model, images = models.Residual().eval(), torch.randn(48, 3, 8, 8)
+    recipe = Recipe(scheme="group-net:k=2", convert=("*.shortcut",))
+    plain = convert(model, recipe=recipe, data=images.split(24))
+    trained = convert(model, recipe=dataclasses.replace(recipe, reconstruct=True), data=images.split(24))
+
+    fits = record_of(trained).calibration["groups"]
+    assert list(fits) == ["block1", "block2", WHOLE]
+    assert fits["block1"]["after"] < fits["block1"]["before"]
+    assert fits[WHOLE]["after"] < fits[WHOLE]["before"]
+    moved = {key for key, value in trained.state_dict().items() if not torch.equal(value, plain.state_dict()[key])}
+    assert {"block1.scale", "block2.scale", "block2.gate.theta"} <= moved
+    assert {f"block2.bodies.{branch}.conv1.weight" for branch in (0, 1)} <= moved
+
+
+def test_images_are_mirrored_and_moved_alike_for_both_networks():
+    images = torch.arange(4 * 3 * 16 * 16.0).reshape(4, 3, 16, 16)
+    pair = ((images,),) * 2
+
+    (x,), (y,) = module._varied(pair, torch.Generator().manual_seed(0))
+
+    assert x is y
+    assert x.shape == images.shape
+    assert not torch.equal(x, images)
+    assert set(x.flatten().tolist()) <= {0.0, *images.flatten().tolist()}
+
+
+def test_arguments_that_are_no_images_are_left_alone():
+    pair = ((torch.randn(4, 8),), (torch.randn(4, 8),))
+
+    assert module._varied(pair, torch.Generator()) is pair
