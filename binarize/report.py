@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from binarize.calibration.places import layer_copies
+from binarize.calibration.reconstruct import WHOLE
 from binarize.convert import plan
 from binarize.cost import example_arguments, measure_macs, packed_bytes, tensor_bytes, weight_bytes
 from binarize.data import random_images
@@ -168,8 +169,9 @@ class Summary:
         if self.branches:
             lines.append(_on_branches(self.branches))
         if groups := self.groups():
-            better = sum(fit["after"] < fit["before"] for fit in groups.values())
-            lines.append(f"reconstruction brought {better} of {len(groups)} groups closer to the original")
+            alone = [fit for name, fit in groups.items() if not name.endswith(WHOLE)]
+            better = sum(fit["after"] < fit["before"] for fit in alone)
+            lines.append(f"reconstruction brought {better} of {len(alone)} groups closer to the original")
         if self.recipe.stages:
             lines.append(f"stages of fine-tuning: {'; '.join(self.recipe.stages)}")
         lines += [f"not traced: {path or 'the model'} ({reason})" for path, reason in self.uncaptured.items()]

@@ -111,12 +111,13 @@ def test_the_page_escapes_what_it_is_given(forms, tmp_path):
 
 def test_groups_show_their_error_before_and_after(forms, monkeypatch, tmp_path):
     monkeypatch.setattr(reconstruct, "STEPS", 2)
+    monkeypatch.setattr(reconstruct, "WHOLE_STEPS", 2)
     recipe = Recipe(scheme="encoding:w=2,a=2", reconstruct=True)
     net = convert(Residual().eval(), recipe=recipe, data=torch.randn(16, 3, 8, 8).split(8))
     found = summary(net)
 
     assert not summary(forms["training"]).groups()
-    assert list(found.groups()) == ["block1", "block2"]
+    assert list(found.groups()) == ["block1", "block2", reconstruct.WHOLE]
     assert found.group_rows()[0] == ("block1", *(f"{found.groups()['block1'][key]:.4f}" for key in ("before", "after")))
     assert "of 2 groups closer" in str(found)
     assert "error before" in str(found)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from binarize.calibration.regions import Trained, Unit, traced_parts, units_of
+from binarize.calibration.regions import Unit, traced_parts, units_of
 from binarize.calibration.walk import Values, Walk, advance, first, run_with_taps, stretches
 from binarize.passes.capture import capture
 from binarize.passes.graph import join
@@ -28,15 +28,15 @@ from binarize.passes.graph import join
 __all__ = ["WHOLE", "GroupFit", "reconstruct"]
 
 STEPS = 300  # for each group
-WHOLE_STEPS = 900  # for all groups together
-WHOLE_RATE = 0.5  # of a group's rates
+WHOLE_STEPS = 600  # for all groups together
 IMAGES = 32  # images in a step
 ASIDE = 4  # every fourth batch judges and is not trained on
 SHIFT = 8  # images are moved by up to an eighth of their size
 WHOLE = "all groups together"
 
 Progress = Callable[[str, int, int], None]
-Loss = Callable[[Any], Tensor]
+Rated = Sequence[tuple[nn.Parameter, float]]
+"""Parameters, each with its learning rate."""
 
 
 @final
@@ -145,7 +145,7 @@ class _Part:
             chosen = torch.randperm(len(y), generator=generator)[:IMAGES].to(y.device)
             return [x[chosen] for x in inputs], y[chosen]
 
-        return _fit(loss, draw, unit.trained, cut, STEPS, generator)
+        return _fit(loss, draw, [(found.value, found.alone) for found in unit.trained], cut, STEPS, generator)
 
     def run_whole(
         self, pairs: Sequence[tuple[tuple[Any, ...], tuple[Any, ...]]], generator: torch.Generator, progress: Progress
@@ -164,7 +164,7 @@ class _Part:
         def draw(pair: tuple[Any, Any]) -> tuple[Any, Any]:
             return _varied(pair, generator)
 
-        trained = [(value, rate * WHOLE_RATE) for unit in self.units for value, rate in unit.trained]
+        trained = [(found.value, found.together) for unit in self.units for found in unit.trained]
         told = _telling(progress, join(self.path, WHOLE))
         return _fit(loss, draw, trained, pairs, WHOLE_STEPS, generator, told)
 
@@ -181,7 +181,7 @@ def _telling(progress: Progress, stage: str) -> Callable[[int], None]:
 def _fit(
     loss: Callable[[Any], Tensor],
     draw: Callable[[Any], Any],
-    trained: Trained,
+    trained: Rated,
     pairs: Sequence[Any],
     steps: int,
     generator: torch.Generator,
@@ -205,7 +205,7 @@ def _fit(
 def _optimise(
     loss: Callable[[Any], Tensor],
     draw: Callable[[Any], Any],
-    trained: Trained,
+    trained: Rated,
     seen: Sequence[Any],
     steps: int,
     generator: torch.Generator,

@@ -13,11 +13,33 @@ from binarize.passes.groups import find_groups
 
 __all__ = ["RATES", "Trained", "Unit", "traced_parts", "units_of"]
 
-RATES = {"weight": 0.08, "unit": 0.016, "bias": 0.032, "level": 0.016, "scale": 0.016, "gate": 0.02}
-"""Of an Adam step, in shares of the value's size; of a gate, in its own units."""
+RATES = {
+    "weight": (0.08, 0.04), "unit": (0.016, 0.002), "bias": (0.032, 0.004), "level": (0.016, 0.002),
+    "scale": (0.016, 0.002), "gate": (0.02, 0.01),
+}  # fmt: skip
+"""Of an Adam step, in shares of the value's size (of a gate, in its own units): alone in a group, and all together."""
 
-Trained = list[tuple[nn.Parameter, float]]
-"""Parameters, each with the learning rate that suits its size."""
+
+@final
+@dataclass(frozen=True)
+class Trained:
+    """A parameter with the learning rates that suit its size.
+
+    Attributes:
+        value: the parameter.
+        alone: rate while only its group is trained.
+        together: rate while all groups are trained.
+    """
+
+    value: nn.Parameter
+    alone: float
+    together: float
+
+    @classmethod
+    def sized(cls, kind: str, value: nn.Parameter, size: float) -> "Trained":
+        """Take the rates of a kind of value of some size."""
+        alone, together = RATES[kind]
+        return cls(value, alone * size, together * size)
 
 
 @final
@@ -37,7 +59,7 @@ class Unit:
     inputs: tuple[fx.Node, ...]
     nodes: tuple[fx.Node, ...]
     original: str
-    trained: Trained
+    trained: tuple[Trained, ...]
 
     @property
     def exit(self) -> fx.Node:
@@ -62,23 +84,23 @@ def units_of(net: nn.Module, gm: fx.GraphModule) -> list[Unit]:
         branches = module_of(gm, node)
         if isinstance(branches, Branches) and "original" in node.meta:
             layers = {f"{node.target}.{path}": layer for path, layer in binary_layers(branches)}
-            trained = [*_of_layers(net, layers), *_of_sum(branches)]
+            trained = (*_of_layers(net, layers), *_of_sum(branches))
             found.append(Unit(str(node.target), tuple(node.all_input_nodes), (node,), node.meta["original"], trained))
     taken = {node for unit in found for node in unit.nodes}
     uses, binary = module_uses(gm), dict(binary_layers(gm))
     for group in find_groups(gm):
         own = {name: binary[name] for name in group.layers if name in binary and len(uses[name]) == 1}
-        trained = _of_layers(net, own)
+        trained = tuple(_of_layers(net, own))
         if trained and taken.isdisjoint(group.nodes):
             found.append(Unit(group.name, (group.entry,), group.nodes, group.exit.name, trained))
     order = {node: index for index, node in enumerate(gm.graph.nodes)}
     return sorted(found, key=lambda unit: order[unit.exit])
 
 
-def _of_layers(net: nn.Module, own: dict[str, BinaryConv2d | BinaryLinear]) -> Trained:
+def _of_layers(net: nn.Module, own: dict[str, BinaryConv2d | BinaryLinear]) -> list[Trained]:
     inside = {id(layer) for layer in own.values()}
     elsewhere = {id(layer.activation) for _, layer in binary_layers(net) if id(layer) not in inside}
-    found: Trained = []
+    found: list[Trained] = []
     for layer in own.values():
         found += _of_layer(layer)
     for key, activation in {id(layer.activation): layer.activation for layer in own.values()}.items():
@@ -87,27 +109,28 @@ def _of_layers(net: nn.Module, own: dict[str, BinaryConv2d | BinaryLinear]) -> T
     return found
 
 
-def _of_layer(layer: BinaryConv2d | BinaryLinear) -> Trained:
+def _of_layer(layer: BinaryConv2d | BinaryLinear) -> list[Trained]:
     size = float(layer.unit.detach().abs().mean())
-    found = [(layer.weight, RATES["weight"] * size), (layer.unit, RATES["unit"] * size)]
+    found = [Trained.sized("weight", layer.weight, size), Trained.sized("unit", layer.unit, size)]
     if layer.bias is not None:
         spread = float(layer.weight.detach().flatten(1).norm(dim=1).mean())
-        found.append((layer.bias, RATES["bias"] * spread))
+        found.append(Trained.sized("bias", layer.bias, spread))
     return found
 
 
-def _of_activation(activation: BinaryActivation) -> Trained:
+def _of_activation(activation: BinaryActivation) -> list[Trained]:
     """A low of 0 stays: it is what keeps zeros exact after a ReLU."""
-    rate = RATES["level"] * float(activation.step.detach().abs().mean())
+    size = float(activation.step.detach().abs().mean())
     optional = [activation.low if float(activation.low.detach()) != 0.0 else None, activation.threshold]
-    return [(activation.step, rate), *((value, rate) for value in optional if value is not None)]
+    values = [activation.step, *(value for value in optional if value is not None)]
+    return [Trained.sized("level", value, size) for value in values]
 
 
-def _of_sum(branches: Branches) -> Trained:
+def _of_sum(branches: Branches) -> list[Trained]:
     """Scales and gates. A router stays: what it should learn is the use of branches, which no group shows."""
-    found: Trained = []
+    found: list[Trained] = []
     if branches.scale is not None:
-        found.append((branches.scale, RATES["scale"] * float(branches.scale.detach().abs().mean())))
+        found.append(Trained.sized("scale", branches.scale, float(branches.scale.detach().abs().mean())))
     if branches.gate is not None:
-        found.append((branches.gate.theta, RATES["gate"]))
+        found.append(Trained.sized("gate", branches.gate.theta, 1.0))
     return found

@@ -45,7 +45,7 @@ def few_steps(monkeypatch):
 
 @pytest.mark.usefixtures("few_steps")
 def test_no_group_ends_further_from_the_teacher_and_some_end_closer():
-    student, teacher, batches = calibrated()
+    student, teacher, batches = calibrated("xnor-net")
     told = []
 
     found = reconstruct(student, teacher, batches, 0, lambda *args: told.append(args))
@@ -58,7 +58,7 @@ def test_no_group_ends_further_from_the_teacher_and_some_end_closer():
 
 
 def test_steps_that_do_not_help_are_undone(monkeypatch, few_steps):
-    monkeypatch.setattr(regions, "RATES", dict.fromkeys(regions.RATES, 1e3))
+    monkeypatch.setattr(regions, "RATES", dict.fromkeys(regions.RATES, (1e3, 1e3)))
     student, teacher, batches = calibrated()
     before = copy.deepcopy(student.state_dict())
 
@@ -70,7 +70,7 @@ def test_steps_that_do_not_help_are_undone(monkeypatch, few_steps):
 
 @pytest.mark.usefixtures("few_steps")
 def test_only_binary_layers_change_and_the_teacher_does_not():
-    student, teacher, batches = calibrated()
+    student, teacher, batches = calibrated("xnor-net")
     ours, theirs = copy.deepcopy(student.state_dict()), copy.deepcopy(teacher.state_dict())
 
     reconstruct(student, teacher, batches, 0, silent)

@@ -42,6 +42,7 @@ def test_convert_follows_a_recipe_file_and_options_overrule_it(desk, tmp_path):
 
 def test_reconstruct_tells_the_error_of_each_group(desk, tmp_path, monkeypatch):
     monkeypatch.setattr(reconstruct, "STEPS", 2)
+    monkeypatch.setattr(reconstruct, "WHOLE_STEPS", 2)
     words = ("convert", desk.checkpoint, "--arch", desk.factory, "--data", desk.data, "--scheme", "encoding:w=2,a=2")
 
     found = run_json(*words, "-o", tmp_path / "out.safetensors", "--reconstruct")
