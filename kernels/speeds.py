@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 
@@ -27,6 +27,7 @@ __all__ = ["Speeds", "measure", "speeds"]
 
 _CHANNELS, _SIZE = 128, 14
 _TURNS = 3
+_MOST_KEPT = 16  # entries of the cache: a home may be shared by machines
 
 
 @final
@@ -96,18 +97,26 @@ def speeds() -> Speeds:
 @functools.lru_cache(maxsize=64)
 def _speeds(forced: str) -> Speeds:
     path, key = _cache(), _machine(forced)
-    known: dict[str, dict[str, float]] = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(path.read_text())
-    with contextlib.suppress(TypeError, KeyError, AttributeError):
+    known = _read(path)
+    with contextlib.suppress(TypeError, KeyError, ValueError):
         return Speeds(float(known[key]["planes"]), float(known[key]["codes"]))
     found = measure()
     with contextlib.suppress(OSError):  # without a cache it is measured again next time
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps({key: dataclasses.asdict(found)}))
+        kept = dict(list(known.items())[1 - _MOST_KEPT :])
+        draft.write_text(json.dumps(kept | {key: dataclasses.asdict(found)}))
         draft.replace(path)
     return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what the cache holds: machines and kernels, the newest last; nothing where it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(path.read_text())
+        if isinstance(known, dict):
+            return known
+    return {}
 
 
 def _cache() -> Path:

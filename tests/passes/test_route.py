@@ -1,6 +1,7 @@
 """Routes change how long a packed network takes and nothing else; no file holds one."""
 
 import hashlib
+import json
 
 import pytest
 import torch
@@ -161,6 +162,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_speeds_are_measured_once_and_kept(cache, monkeypatch):
+    monkeypatch.delenv("BINARIZE_KERNEL", raising=False)
     first = speeds.speeds()
     assert first.planes > 0
     assert first.codes > 0
@@ -170,9 +172,22 @@ def test_speeds_are_measured_once_and_kept(cache, monkeypatch):
     assert speeds.speeds() == first
     monkeypatch.setenv("BINARIZE_KERNEL", "scalar")  # another kernel: measured by itself
     assert speeds.speeds() == Speeds(1.0, 1.0)
+    speeds._speeds.cache_clear()
+    monkeypatch.delenv("BINARIZE_KERNEL")
+    assert speeds.speeds() == first
 
 
-@pytest.mark.parametrize("held", ["", "{", "[]", '{"x": 1}'])
+def test_the_cache_does_not_grow_for_ever(cache, monkeypatch):
+    monkeypatch.setattr(speeds, "measure", lambda: Speeds(2.0, 3.0))
+    for number in range(20):
+        monkeypatch.setattr(speeds, "_machine", lambda forced, number=number: str(number))
+        speeds._speeds.cache_clear()
+        speeds.speeds()
+
+    assert list(json.loads(cache.read_text())) == [str(number) for number in range(4, 20)]
+
+
+@pytest.mark.parametrize("held", ["", "{", "[]", "1", '{"x": 1}'])
 def test_a_damaged_cache_is_measured_and_written_anew(cache, held, monkeypatch):
     cache.parent.mkdir()
     cache.write_text(held)
