@@ -13,6 +13,7 @@ from binarize.calibration.places import layer_places
 from binarize.calibration.reconstruct import GroupFit, reconstruct
 from binarize.calibration.routers import RouterStarts
 from binarize.calibration.rows import Rows, draw, row_count, values
+from binarize.calibration.scales import fit_scales
 from binarize.layers.binary import BinaryConv2d, BinaryLinear, binary_layers
 from binarize.schemes.distinct import distinct_splits
 from binarize.schemes.sign import SignActivation
@@ -76,6 +77,7 @@ class CalibrationRecord:
         layers: fit of each binary layer by module path, in the order of execution.
         skipped: reason for each binary layer that was not fitted.
         groups: what reconstruction did to each group, where it was asked for.
+        scales: of the branches of each group where least squares found better ones than the mean.
     """
 
     samples: int
@@ -83,6 +85,7 @@ class CalibrationRecord:
     layers: Mapping[str, LayerFit]
     skipped: Mapping[str, str]
     groups: Mapping[str, GroupFit] = dataclasses.field(default_factory=dict)
+    scales: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -132,9 +135,10 @@ def calibrate(
         work.record_repeated(teacher, batches, several, calls)
         with work.routers:
             lockstep(net, teacher, places, batches, work.visit)
+    scales = fit_scales(net, teacher, batches)
     missed = {name: "not called on the calibration inputs" for name in layers if name not in work.fits}
     groups = reconstruct(net, teacher, batches, settings.seed, progress) if settings.reconstruct else {}
-    return CalibrationRecord(_count(batches), settings.seed, work.fits, missed | work.skipped, groups)
+    return CalibrationRecord(_count(batches), settings.seed, work.fits, missed | work.skipped, groups, scales)
 
 
 @final

@@ -25,7 +25,7 @@ from binarize.calibration.walk import Values, Walk, advance, first, run_with_tap
 from binarize.passes.capture import capture
 from binarize.passes.graph import join
 
-__all__ = ["WHOLE", "GroupFit", "reconstruct"]
+__all__ = ["WHOLE", "GroupFit", "arguments_of", "reconstruct"]
 
 STEPS = 300  # for each group
 WHOLE_STEPS = 600  # for all groups together
@@ -75,7 +75,7 @@ def reconstruct(
     total, found = sum(len(part.units) for part in parts), dict[str, GroupFit]()
     generator = torch.Generator().manual_seed(seed)
     for part in parts:
-        ours, theirs = (_arguments(model, part.path, batches) for model in (net, teacher))
+        ours, theirs = (arguments_of(model, part.path, batches) for model in (net, teacher))
         if not part.units or not len(ours) == len(theirs) == len(batches):
             continue
         for name, fit in part.run(ours, theirs, generator):
@@ -86,7 +86,7 @@ def reconstruct(
     return found
 
 
-def _arguments(model: nn.Module, path: str, batches: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+def arguments_of(model: nn.Module, path: str, batches: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Return the arguments of each call of one part of ``model``."""
     if path == "":
         return list(batches)

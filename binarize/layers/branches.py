@@ -169,6 +169,15 @@ class Branches(nn.Module):
         handed = (torch.where(here, value, total) for here, value in zip(ran, values, strict=True))
         return (total, *handed) if self.hands_on else total
 
+    def terms(self, aggregate: Tensor, *own: Tensor) -> list[Tensor]:
+        """Return ``share_k v_k`` of equation (2) for each branch, ``(n, ...)``: what the scales weigh."""
+        inputs = self._inputs(aggregate, own)
+        values = [body(x) for body, x in zip(self.bodies, inputs, strict=True)]
+        if self.router is None:
+            return [value / len(values) for value in values]
+        shares = self.router(aggregate)
+        return [per_image(shares[:, k], value) * value for k, value in enumerate(values)]
+
     def add(self, values: Sequence[Tensor], shares: Tensor) -> Tensor:
         """Return equation (2) for the branches' outputs ``(n, ...)`` and shares ``(n or 1, N)``.
 

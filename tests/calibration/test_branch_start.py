@@ -6,6 +6,7 @@ from torch import nn
 
 import binarize
 from binarize.calibration.places import layer_places
+from binarize.calibration.scales import least_squares_scales
 from binarize.layers.binary import binary_layers
 from binarize.layers.branches import branch_groups
 
@@ -96,3 +97,33 @@ def test_every_copy_knows_the_layer_it_comes_from(made):
     assert (places["two.bodies.1.conv2"].home, places["two.bodies.1.conv2"].branch) == ("two", 1)
     assert [places[f"one.bodies.0.{name}"].boosted for name in ("conv1", "conv2")] == [False, True]
     assert len(places) == 8
+
+
+def test_scales_by_least_squares_equal_a_generic_solver():
+    generator = torch.Generator().manual_seed(0)
+    terms, target = torch.randn(3, 5, 4, 2, 2, generator=generator), torch.randn(5, 4, 2, 2, generator=generator)
+    level = 0.01 * terms.flatten(1).square().sum(1).mean()
+    rows = torch.cat([terms.flatten(1).T, level.sqrt() * torch.eye(3)]).double()  # the ridge as further equations
+    right = torch.cat([target.flatten(), level.sqrt() * torch.ones(3)]).double()
+    wanted = torch.linalg.lstsq(rows, right).solution
+
+    # float32 sums of 80 products against float64 ones: 80 roundings of 2^-24 of numbers below 4
+    torch.testing.assert_close(least_squares_scales([(terms, target)]).double(), wanted, rtol=0, atol=80 * 4 * 2.0**-24)
+
+
+def test_equal_branches_get_equal_finite_scales():
+    term = torch.randn(2, 3, 2, 2)
+    found = least_squares_scales([(torch.stack([term, term]), 2 * term)])
+
+    torch.testing.assert_close(found[0], found[1])
+    assert float(found.sum()) == pytest.approx(2.0, rel=0.02)
+
+
+def test_scales_are_taken_only_where_images_kept_aside_gain(made):
+    model, images = made
+    net = binarize.convert(model, images, "group-net:k=2,gates=off")
+    taken = binarize.record.record_of(net).calibration["scales"]
+
+    for path, group in branch_groups(net):
+        is_mean = group.scale.detach().tolist() == [1.0, 1.0]
+        assert is_mean != (path in taken)
