@@ -148,7 +148,8 @@ class _Conv2d(_Packed):
             "strides": list(geometry.stride), "pads": list(geometry.padding * 2),
             "dilations": list(geometry.dilation), "group": geometry.groups,
         }  # fmt: skip
-        reader, compares = layer.reader, layer.answers_in_thresholds()
+        reader, single = layer.reader, len(geometry.activation_terms) == 1
+        compares = reader is not None and (reader.terms, reader.groups) == ((1,), 1) and single
         self.reader = _Pack(reader, f"{name}/reader") if reader is not None and not compares else None
         thresholds = digit_threshold(reader).reshape(-1, 1, 1) if reader is not None and compares else None
         self.register_buffer("thresholds", thresholds)
