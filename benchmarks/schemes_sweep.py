@@ -84,10 +84,13 @@ def table(results: list[dict[str, Any]]) -> str:
         "",
     ]
     for name in NETWORKS:
-        rows = [row for row in results if row["network"] == name]
+        found = {row["scheme"]: row for row in results if row["network"] == name}
+        rows = [found[scheme] for scheme in SCHEMES if scheme in found]
+        missing = [f"`{scheme}`" for scheme in SCHEMES if scheme not in found]
         if rows:
             lines += [f"## {name}", "", "| scheme | layers | layer | packed | file | onnx | smaller |"]
             lines += ["|---|---|---|---|---|---|---|", *map(line, rows), ""]
+            lines += [f"Not run yet: {', '.join(missing)}.", ""] if missing else []
     return "\n".join(lines).rstrip() + "\n"
 
 
