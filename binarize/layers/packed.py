@@ -155,6 +155,11 @@ class PackedLayer(nn.Module, abc.ABC):
         return self
 
     @final
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._forget()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    @final
     def set_weight(self, odd: Tensor, scale: Tensor, bias: Tensor) -> None:
         """Take over odd integers ``(t, o, ...)``, scales ``(t, o)`` and bias ``(o,)``."""
         planes = []
@@ -285,7 +290,10 @@ class PackedConv2d(PackedLayer):
         height, width = x.shape[1:3]
         table, row, column = self.tables(height, width)
         if self.reader is not None and self.reader.route == "popcount" and self.answers_in_thresholds():
-            return self._threshold(x, table, row, column)
+            planes: Tensor = ops.conv2d_threshold(
+                x, self.prepared(x), *self.thresholds(height, width), row, column, *geometry.arguments()
+            )
+            return planes
         shape = (x.shape[0], geometry.out_channels, *geometry.output_size(height, width))
         fused = residual is None or (residual.shape == shape and not any(self.crop))
         limits = (self.minimum, self.maximum) if fused else (-float("inf"), float("inf"))
@@ -319,22 +327,17 @@ class PackedConv2d(PackedLayer):
         ph, pw = self.mode_padding
         return nn.functional.pad(x, (pw, pw, ph, ph), mode=self.padding_mode)
 
-    def _threshold(self, x: Tensor, table: Tensor, row: Tensor | None, column: Tensor | None) -> Tensor:
-        key = (-x.shape[1], -x.shape[2])  # beside the border tables, which have positive keys
+    def thresholds(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return the threshold per border class ``(classes, o)`` and the flip ``(o,)`` by which the layer answers."""
+        key = (-height, -width)  # beside the border tables, which have positive keys
         if key not in self._tables:
             assert self.reader is not None
-            most = (
-                self.geometry.depth
-                * (2 ** self.geometry.weight_terms[0] - 1)
-                * (2 ** self.geometry.activation_terms[0] - 1)
-            )
-            self._tables[key] = threshold_table(self._digit, table, self.scale[0], most)
+            terms = self.geometry.weight_terms[0], self.geometry.activation_terms[0]
+            most = self.geometry.depth * (2 ** terms[0] - 1) * (2 ** terms[1] - 1)
+            self._tables[key] = threshold_table(self._digit, self.tables(height, width)[0], self.scale[0], most)
         thresholds, flip, _ = self._tables[key]
         assert flip is not None
-        planes: Tensor = ops.conv2d_threshold(
-            x, self.prepared(x), thresholds, flip, row, column, *self.geometry.arguments()
-        )
-        return planes
+        return thresholds, flip
 
     def _digit(self, y: Tensor) -> Tensor:
         assert self.reader is not None
