@@ -3,7 +3,8 @@
 // A level is a struct with
 //   Vector, kWidth        floats in a register
 //   kTile                 pixels in a full tile: with two registers of channels each, as many sums as the machine needs
-//   zero, load, store, broadcast, multiply_add(a, b, sum), add, clamp(x, minimum, maximum)
+//   load, store, broadcast, multiply_add(a, b, sum), add, divide, clamp(x, minimum, maximum)
+//   largest(a, b)         b where b > a or b is NaN, else a: as torch does, NaN stays
 // A sum runs over kernel rows, kernel columns and channels in this order, starting from the bias.
 #pragma once
 
@@ -20,6 +21,8 @@ constexpr int kMostTile = 12;                     // pixels of any level's tile
 constexpr int kBasePixels = 3;                    // pixels that share one base address
 constexpr int64_t kViewBytes = 96 * 1024;         // of the copied rows that a thread holds at a time
 constexpr int64_t kFlatColumns = 16 * kMostTile;  // pixels that a flattened 1x1 convolution takes at a time
+
+constexpr float kLowest = -__builtin_inff(), kZero = 0.0f;
 
 constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t rounded_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -327,55 +330,82 @@ Status dense_conv2d(const DenseConv2d& call) {
   return Status::ok;
 }
 
-__attribute__((always_inline)) inline void take_largest(const float* from, int64_t channels, float* to) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < channels; ++i) {
-    const bool greater = from[i] > to[i], nan = from[i] != from[i];
-    to[i] = greater | nan ? from[i] : to[i];
-  }
+// The taps of one window that are inside the image.
+struct Window {
+  int64_t first_row, last_row, first_column, last_column;  // kernel rows and columns
+  int64_t count() const { return (last_row - first_row) * (last_column - first_column); }
+};
+
+// The first and last + 1 of `kernel` taps at start + tap * dilation that lie in [0, size).
+inline void inside(int64_t start, int64_t kernel, int64_t dilation, int64_t size, int64_t& first, int64_t& last) {
+  first = start < 0 ? rounded_up(-start, dilation) : 0;
+  last = least(kernel, start < size ? rounded_up(size - start, dilation) : 0);
+  if (first > last) first = last;
 }
 
-__attribute__((always_inline)) inline void add_to(const float* from, int64_t channels, float* to) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < channels; ++i) to[i] = to[i] + from[i];
-}
-
-inline void pool_pixel(const Pool& p, const float* image, int64_t top, int64_t left, float* to) {
-  int64_t inside = 0;
-  for (int64_t i = 0; i < p.channels; ++i) to[i] = p.largest ? -__builtin_inff() : 0.0f;
-  for (int ky = 0; ky < p.kernel_h; ++ky) {
-    const int64_t y = top + static_cast<int64_t>(ky) * p.dilation_h;
-    if (y < 0 || y >= p.h) continue;
-    for (int kx = 0; kx < p.kernel_w; ++kx) {
-      const int64_t x = left + static_cast<int64_t>(kx) * p.dilation_w;
-      if (x < 0 || x >= p.w) continue;
-      ++inside;
-      if (p.largest)
-        take_largest(image + (y * p.w + x) * p.channels, p.channels, to);
-      else
-        add_to(image + (y * p.w + x) * p.channels, p.channels, to);
+// One register of channels, or one channel.
+template <class L, bool kLargest>
+typename L::Vector pooled(const Pool& p, const Window& window, const float* from) {
+  typename L::Vector found = L::broadcast(kLargest ? &kLowest : &kZero);
+  for (int64_t ky = window.first_row; ky < window.last_row; ++ky)
+    for (int64_t kx = window.first_column; kx < window.last_column; ++kx) {
+      const auto x = L::load(from + (ky * p.dilation_h * p.w + kx * p.dilation_w) * p.channels);
+      found = kLargest ? L::largest(found, x) : L::add(found, x);
     }
-  }
-  if (p.largest) return;
-  const float divisor = static_cast<float>(p.divisor != 0 ? p.divisor : inside);
-#pragma GCC ivdep
-  for (int64_t i = 0; i < p.channels; ++i) to[i] = to[i] / divisor;
+  return found;
 }
 
-inline void pool_part(const void* context, int part, int parts) {
+template <bool kLargest>
+float pooled_one(const Pool& p, const Window& window, const float* from) {
+  float found = kLargest ? kLowest : kZero;
+  for (int64_t ky = window.first_row; ky < window.last_row; ++ky)
+    for (int64_t kx = window.first_column; kx < window.last_column; ++kx) {
+      const float x = from[(ky * p.dilation_h * p.w + kx * p.dilation_w) * p.channels];
+      if (kLargest)
+        found = x > found || x != x ? x : found;
+      else
+        found = found + x;
+    }
+  return found;
+}
+
+template <class L, bool kLargest>
+void pool_pixel(const Pool& p, const Window& window, const float* corner, float* to) {
+  const float divisor = static_cast<float>(p.divisor != 0 ? p.divisor : window.count());
+  int64_t i = 0;
+  for (; i + L::kWidth <= p.channels; i += L::kWidth) {
+    const auto found = pooled<L, kLargest>(p, window, corner + i);
+    L::store(to + i, kLargest ? found : L::divide(found, divisor));
+  }
+  for (; i < p.channels; ++i) {
+    const float found = pooled_one<kLargest>(p, window, corner + i);
+    to[i] = kLargest ? found : found / divisor;
+  }
+}
+
+template <class L>
+void pool_part(const void* context, int part, int parts) {
   const Pool& p = *static_cast<const Pool*>(context);
   const int64_t rows = p.n * p.out_h;
   for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row) {
     const float* image = p.x + row / p.out_h * p.h * p.w * p.channels;
     const int64_t top = row % p.out_h * p.stride_h - p.padding_h;
-    for (int64_t column = 0; column < p.out_w; ++column)
-      pool_pixel(p, image, top, column * p.stride_w - p.padding_w, p.out + (row * p.out_w + column) * p.channels);
+    Window window;
+    inside(top, p.kernel_h, p.dilation_h, p.h, window.first_row, window.last_row);
+    for (int64_t column = 0; column < p.out_w; ++column) {
+      const int64_t left = column * p.stride_w - p.padding_w;
+      inside(left, p.kernel_w, p.dilation_w, p.w, window.first_column, window.last_column);
+      const float* corner = image + (top * p.w + left) * p.channels;
+      float* to = p.out + (row * p.out_w + column) * p.channels;
+      p.largest ? pool_pixel<L, true>(p, window, corner, to) : pool_pixel<L, false>(p, window, corner, to);
+    }
   }
 }
 
-inline Status dense_pool(const Pool& call) {
+template <class L>
+Status dense_pool(const Pool& call) {
   const double work = static_cast<double>(call.n) * call.out_h * call.out_w * call.channels * call.kernel_h;
-  run_parts(parts_of(work * call.kernel_w, 200e3, call.threads), pool_part, &call);
+  run_parts(parts_of(work * call.kernel_w, 200e3, call.threads), pool_part<L>, &call);
   return Status::ok;
 }
 
@@ -410,7 +440,7 @@ inline void dense_transpose(const Transpose& t) {
 #define DEFINE_DENSE_LEVEL(name, Level)                                                     \
   namespace binarize {                                                                      \
   Status dense_conv2d_##name(const DenseConv2d& call) { return dense_conv2d<Level>(call); } \
-  Status dense_pool_##name(const Pool& call) { return dense_pool(call); }                   \
+  Status dense_pool_##name(const Pool& call) { return dense_pool<Level>(call); }            \
   void dense_sum_##name(const Sum& call) { dense_sum(call); }                               \
   void dense_transpose_##name(const Transpose& call) { dense_transpose(call); }             \
   }

@@ -26,6 +26,15 @@ struct DenseScalar {
     for (int i = 0; i < kWidth; ++i) a.lanes[i] = a.lanes[i] + b.lanes[i];
     return a;
   }
+  static Vector divide(Vector a, float b) {
+    for (int i = 0; i < kWidth; ++i) a.lanes[i] = a.lanes[i] / b;
+    return a;
+  }
+  static Vector largest(Vector a, Vector b) {
+    for (int i = 0; i < kWidth; ++i)
+      if (b.lanes[i] > a.lanes[i] || b.lanes[i] != b.lanes[i]) a.lanes[i] = b.lanes[i];
+    return a;
+  }
   static Vector clamp(Vector x, float minimum, float maximum) {
     for (int i = 0; i < kWidth; ++i) {
       const float y = minimum > x.lanes[i] ? minimum : x.lanes[i];

@@ -110,6 +110,25 @@ void pack_rows(const void* context, int part, int parts) {
   }
 }
 
+// One plane, and full words: nothing is filled up but the last word of an odd number.
+template <class Level, class Digits>
+void pack_plain_rows(const void* context, int part, int parts) {
+  const Digits& digits = *static_cast<const Digits*>(context);
+  const Pack& call = digits.call;
+  const int full = static_cast<int>(call.channels / call.groups / kLanes);
+  const int64_t pixels = call.n * call.pixels, first = pixels * part / parts, last = pixels * (part + 1) / parts;
+  const float* x = call.x + first * call.channels;
+  uint32_t* to = call.out + first * call.groups * call.words;
+  for (int64_t pixel = first; pixel < last; ++pixel)
+    for (int group = 0; group < call.groups; ++group, to += call.words) {
+      for (int word = 0; word < full; ++word, x += kLanes) {
+        to[word] = 0;
+        digits.row(x, (static_cast<int64_t>(group) * full + word) * kLanes, kLanes, to + word);
+      }
+      if (full < call.words) to[full] = 0;
+    }
+}
+
 // Pixels of a channel are neighbours: each channel adds its bit to the words of 16 pixels.
 template <class Level, class Digits>
 void pack_column(const Digits& digits, int64_t image, int64_t first, int count) {
@@ -153,7 +172,9 @@ inline int pack_parts(const Pack& call) {
 template <class Level, class Digits>
 void pack_with(const Pack& call) {
   const Digits digits(call);
-  run_parts(pack_parts(call), call.channels_last ? pack_rows<Level, Digits> : pack_columns<Level, Digits>, &digits);
+  const bool plain = call.planes == 1 && call.channels / call.groups % kLanes == 0;
+  const Work rows = plain ? pack_plain_rows<Level, Digits> : pack_rows<Level, Digits>;
+  run_parts(pack_parts(call), call.channels_last ? rows : pack_columns<Level, Digits>, &digits);
 }
 
 inline void code_uniform(const Pack& call, const float* x, int64_t count, uint8_t* to) {
