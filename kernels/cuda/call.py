@@ -30,8 +30,8 @@ class Call(ctypes.Structure):
 class PackCall(ctypes.Structure):
     """`PackCall` of pack.cu."""
 
-    _fields_ = [
-        *_fields("x out thresholds", "", ""),
-        ("items", ctypes.c_int64),
-        *_fields("", "pixels channels groups planes words shared_thresholds", "low inverse_step top"),
-    ]
+    _fields_ = _fields(
+        "x out thresholds",
+        "items image_blocks pixels channels groups planes words shared_thresholds",
+        "low inverse_step top",
+    )

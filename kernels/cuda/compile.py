@@ -83,7 +83,7 @@ def _compile(kernel: Specialised, arch: str) -> bytes:
     try:
         code: bytes = core.Program(kernel.text(), "c++", options).compile("cubin").code
     except Exception as error:  # NVRTCError is not public in every version
-        raise NoKernelError(kernel.short, {"cuda": f"NVRTC cannot compile it for {arch}: {error}"}) from error
+        raise NoKernelError(kernel.short, {"cuda": f"NVRTC cannot compile it for {arch}: {_text(error)}"}) from error
     return bytes(code)
 
 
@@ -133,5 +133,9 @@ def _write(path: Path, code: bytes) -> None:
         raise
 
 
+def _text(error: Exception) -> str:
+    return str(error).replace("\0", "").strip() or type(error).__name__
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    return _text(error).partition("\n")[0]

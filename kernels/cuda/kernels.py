@@ -240,17 +240,21 @@ class CudaKernels:
         strip = depth(c // groups) // 4 if codes else words(c // groups)
         shape = (n, h, w, groups, strips, 4 * strip if codes else strip)
         out = x.new_empty(shape, dtype=torch.uint8 if codes else torch.int32)
-        items = n * h * w * groups * strip
-        if items == 0:
+        items, lanes = h * w * groups * strip, 32 if channels_last and not codes else 1
+        image_blocks = -(-items // (_PACK_THREADS // lanes))
+        if n * items == 0:
             return out
+        if max(items, n * image_blocks) >= _LIMIT:
+            raise ModelError(
+                f"cannot pack {n} images of {h}x{w}: they take 2^31 words or more; use fewer or smaller ones"
+            )
         call = PackCall(
-            x=address(x), out=address(out), thresholds=address(thresholds), items=items, pixels=h * w, channels=c,
-            groups=groups, planes=planes, words=strip, low=low, inverse_step=inverse_step, top=float(2**planes - 1),
-            shared_thresholds=int(thresholds is not None and thresholds.shape[1] == 1),
+            x=address(x), out=address(out), thresholds=address(thresholds), items=items, image_blocks=image_blocks,
+            pixels=h * w, channels=c, groups=groups, planes=planes, words=strip, low=low, inverse_step=inverse_step,
+            top=float(2**planes - 1), shared_thresholds=int(thresholds is not None and thresholds.shape[1] == 1),
         )  # fmt: skip
-        threads = items * (32 if channels_last and not codes else 1)
         kernel = packing(thresholds is not None, codes, channels_last)
-        self.launcher.launch(kernel, call, -(-threads // _PACK_THREADS), _PACK_THREADS, 0)
+        self.launcher.launch(kernel, call, n * image_blocks, _PACK_THREADS, 0)
         return out
 
 

@@ -5,7 +5,7 @@ struct PackCall {
   const float* x;           // (n, pixels, channels) if kChannelsLast, else (n, channels, pixels)
   u32* out;                 // (n, pixels, groups, strips, words)
   const float* thresholds;  // (planes, channels) or (planes, 1)
-  i64 items;                // threads that have something to do
+  u32 items, image_blocks;  // words and thread blocks of an image
   u32 pixels, channels, groups, planes, words;  // planes: at most 8; words: of a strip
   u32 shared_thresholds;
   float low, inverse_step, top;
@@ -35,24 +35,18 @@ DEVICE u32 digits_of(const PackCall& call, float x, u32 channel) {
   return digits;
 }
 
-// Which word an item makes: by channels where they are neighbours in memory, else by pixels.
+// A word to make. Neighbouring items make those of neighbouring channels where these are neighbours in memory, else of
+// neighbouring pixels.
 struct Item {
   i64 image;
   u32 pixel, group, word;
 };
 
-DEVICE Item item_of(const PackCall& call, i64 index) {
+DEVICE Item item_of(const PackCall& call, u32 image, u32 index) {
   const u32 words = call.groups * call.words;
-  u32 word;
-  i64 place;
-  if (kChannelsLast) {
-    word = static_cast<u32>(index % words), place = index / words;
-  } else {
-    const u32 pixel = static_cast<u32>(index % call.pixels);
-    const i64 rest = index / call.pixels;
-    word = static_cast<u32>(rest % words), place = rest / words * call.pixels + pixel;
-  }
-  return {place / call.pixels, static_cast<u32>(place % call.pixels), word / call.words, word % call.words};
+  const u32 pixel = kChannelsLast ? index / words : index % call.pixels;
+  const u32 word = kChannelsLast ? index % words : index / call.pixels;
+  return {image, pixel, word / call.words, word % call.words};
 }
 
 DEVICE u32* strips_of(const PackCall& call, const Item& item, u32 strips) {
@@ -104,14 +98,17 @@ DEVICE void encode(const PackCall& call, const Item& item) {
 }
 
 KERNEL BOUNDS(kThreads) pack(const PackCall call) {
-  const i64 index = static_cast<i64>(block_index()) * kThreads + thread_index();
   const bool by_warp = kChannelsLast && !kPackCodes;
-  const i64 item = by_warp ? index / 32 : index;
-  if (item >= call.items) return;
+  const u32 lanes = by_warp ? 32 : 1;
+  const u32 block = static_cast<u32>(block_index()), image = block / call.image_blocks;
+  const u32 thread = static_cast<u32>(thread_index());
+  const u32 index = (block - image * call.image_blocks) * (kThreads / lanes) + thread / lanes;
+  if (index >= call.items) return;
+  const Item item = item_of(call, image, index);
   if (kPackCodes)
-    encode(call, item_of(call, item));
+    encode(call, item);
   else if (by_warp)
-    pack_by_warp(call, item_of(call, item), thread_index() % 32);
+    pack_by_warp(call, item, thread_index() % 32);
   else
-    pack_by_thread(call, item_of(call, item));
+    pack_by_thread(call, item);
 }

