@@ -53,7 +53,7 @@ class Emulator:
 
     def __init__(self, capability=(9, 0), seed=0):
         self.gpu = Gpu("emulated", capability, 4, 227 << 10)
-        self.seed, self.launched, self.tensors = seed, [], []
+        self.seed, self.launched, self.tensors, self.threads = seed, [], [], 0
 
     def readable(self, *tensors):
         """Let asynchronous copies read these tensors and nothing else; without any, everything."""
@@ -62,6 +62,12 @@ class Emulator:
 
     def may_wait(self):
         return True
+
+    def seconds(self, run):
+        """Take the number of threads for the time."""
+        before = self.threads
+        run()
+        return 1e-9 * (self.threads - before)
 
     def launch(self, kernel: Specialised, call, blocks, threads, shared_bytes):
         values = dict(kernel.constants)
@@ -86,3 +92,4 @@ class Emulator:
         )
         assert not fault, fault.decode()
         self.launched.append(kernel)
+        self.threads += blocks * threads

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from binarize.kernels import codes, format, ops
 from binarize.layers.borders import axis_classes, threshold_table
 from binarize.layers.geometry import Geometry
+from binarize.layers.gpu_routes import GpuRoutes
 from binarize.schemes.base import Levels
 
 __all__ = ["ROUTES", "Geometry", "PackActivation", "PackedConv2d", "PackedLayer", "PackedLinear"]
@@ -36,8 +37,9 @@ class PackActivation(nn.Module):
         groups: channel groups of the convolution that reads the planes; each starts in a word of its own.
         rows: False for images ``(n, c, h, w)``, True for rows ``(..., c)``.
         thresholds: ``(m, 1)`` or ``(m, c)``, or None for a uniform code.
-        route: of the layers that read it: digit planes for "popcount", codes for "int8". Chosen for the machine at
-            hand (`binarize.passes.route`) and in no file.
+        route: of the layers that read it: digit planes for "popcount", codes for "int8". Chosen for the CPU at hand
+            (`binarize.passes.route`) and in no file.
+        gpu: the same on GPUs, where it is chosen when it first packs there.
     """
 
     thresholds: Tensor | None
@@ -47,6 +49,7 @@ class PackActivation(nn.Module):
         super().__init__()
         self.terms, self.groups, self.rows = terms, groups, rows
         self.route = "popcount"
+        self.gpu = GpuRoutes(())
         self.low = float(levels.low.detach())
         self.step = tuple(float(step) for step in levels.step.detach())
         uniform = levels.threshold is None
@@ -70,8 +73,12 @@ class PackActivation(nn.Module):
         planes = self._pack(flat)
         return planes.reshape(*x.shape[:-1], 1, *planes.shape[-2:])
 
+    def route_on(self, device: torch.device) -> str:
+        """Return the route of what is packed on ``device``."""
+        return self.gpu.on(device) if device.type == "cuda" else self.route
+
     def _pack(self, x: Tensor) -> Tensor:
-        whole = self.route == "int8"
+        whole = self.route_on(x.device) == "int8"
         if self.thresholds is None:
             uniform = ops.encode_uniform if whole else ops.pack_uniform
             packed: Tensor = uniform(x, self.low, self.inverse_step, self.terms[0], self.groups)
@@ -135,6 +142,7 @@ class PackedLayer(nn.Module, abc.ABC):
     def __init__(self, geometry: Geometry, activation: PackActivation, weight_spec: str) -> None:
         super().__init__()
         self.geometry, self.activation, self.weight_spec = geometry, activation, weight_spec
+        activation.gpu = GpuRoutes((geometry,))
         planes, outputs = sum(geometry.weight_terms), geometry.out_channels
         pairs = len(geometry.weight_terms) * len(geometry.activation_terms)
         self.register_buffer("bits", torch.zeros(planes, outputs, -(-geometry.depth // 8), dtype=torch.uint8))
@@ -284,7 +292,8 @@ class PackedConv2d(PackedLayer):
         geometry = self.geometry
         height, width = x.shape[1:3]
         table, row, column = self.tables(height, width)
-        if self.reader is not None and self.reader.route == "popcount" and self.answers_in_thresholds():
+        route = None if self.reader is None else self.reader.route_on(x.device)
+        if route == "popcount" and self.answers_in_thresholds():
             return self._threshold(x, table, row, column)
         shape = (x.shape[0], geometry.out_channels, *geometry.output_size(height, width))
         fused = residual is None or (residual.shape == shape and not any(self.crop))
@@ -294,7 +303,7 @@ class PackedConv2d(PackedLayer):
             *geometry.arguments(), *limits,
         )  # fmt: skip
         reader = self.reader
-        if reader is not None and reader.route == "int8" and reader.thresholds is None and fused and not any(self.crop):
+        if reader is not None and route == "int8" and reader.thresholds is None and fused and not any(self.crop):
             codes_of_reader: Tensor = ops.conv2d_codes(
                 *arguments, reader.low, reader.inverse_step, reader.terms[0], reader.groups
             )

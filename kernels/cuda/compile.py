@@ -16,7 +16,7 @@ from typing import Any
 from binarize.errors import NoKernelError
 from binarize.kernels.cuda.specialise import SOURCES, Specialised
 
-__all__ = ["architecture", "cache_folder", "compiled", "missing", "why_not_capability"]
+__all__ = ["architecture", "cache_folder", "compiled", "missing", "source_digest", "why_not_capability"]
 
 _OLDEST = (7, 5)
 _DIGEST_BYTES = 32
@@ -102,14 +102,15 @@ def _toolchain() -> tuple[Any, tuple[int, int]]:
 
 
 @functools.lru_cache(maxsize=1)
-def _sources() -> bytes:
+def source_digest() -> str:
+    """Return a text that changes with the CUDA sources."""
     texts = (path.read_bytes() for path in sorted(SOURCES.iterdir()))
-    return b"".join(hashlib.sha256(text).digest() for text in texts)
+    return hashlib.sha256(b"".join(hashlib.sha256(text).digest() for text in texts)).hexdigest()
 
 
 def _key(kernel: Specialised, arch: str) -> str:
     version = str(_toolchain()[1]) if missing() is None else ""
-    parts = (kernel.text().encode(), _sources(), arch.encode(), version.encode())
+    parts = (kernel.text().encode(), source_digest().encode(), arch.encode(), version.encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 

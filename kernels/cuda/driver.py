@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import threading
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -18,6 +19,7 @@ __all__ = ["Driver", "open_driver"]
 _MOST_SHARED_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _PLAIN_SHARED_BYTES = 48 << 10  # what a kernel may have without asking
 _DEVICE_SHARED = 97  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+_TIMED_RUNS = 10
 _LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
 
 
@@ -73,6 +75,19 @@ class Driver:
     def may_wait(self) -> bool:
         """Whether the host may wait for the device: not while a CUDA graph is captured."""
         return not torch.cuda.is_current_stream_capturing()
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Return how long ``run`` takes on the device: the mean of some runs in a row after two to warm up."""
+        with torch.cuda.device(self.index):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            for _ in range(2):
+                run()
+            start.record()
+            for _ in range(_TIMED_RUNS):
+                run()
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end)) / 1e3 / _TIMED_RUNS
 
     def _load(self, kernel: Specialised, shared_bytes: int) -> ctypes.c_void_p:
         code = compiled(kernel, architecture(self.gpu.capability))

@@ -14,11 +14,12 @@ from binarize.errors import ModelError, NoKernelError
 from binarize.kernels.codes import depth
 from binarize.kernels.cuda.call import Call, PackCall, address
 from binarize.kernels.cuda.specialise import Specialised, Tile, convolution, packing
-from binarize.kernels.cuda.tiles import Gpu, default_tile, forced_kind, why_not_tensor
+from binarize.kernels.cuda.tiles import Gpu, forced_kind, why_not_tensor
+from binarize.kernels.cuda.tune import Tuner
 from binarize.kernels.format import words
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 
-__all__ = ["CudaKernels", "Launcher"]
+__all__ = ["CudaKernels", "Launcher", "Tiles"]
 
 _Fields = dict[str, int | float | None]
 _LIMIT = 2**31
@@ -37,6 +38,18 @@ class Launcher(Protocol):
     def may_wait(self) -> bool:
         """Whether the host may wait for the device now: not while a CUDA graph is captured."""
 
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Return how long ``run`` takes on the device."""
+
+
+class Tiles(Protocol):
+    """What chooses tiles: a `Tuner`, or in tests one tile for all."""
+
+    def tile(
+        self, problem: Conv2dProblem, epilogue: str, pixels: int, seconds: Callable[[Tile | None], float] | None
+    ) -> Tile | None:
+        """See `Tuner.tile`."""
+
 
 @final
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +67,12 @@ class CudaKernels:
 
     Args:
         launcher: runs the kernels.
-        choose_tile: tells how a convolution is cut up; by default `default_tile`.
+        tiles: tell how a convolution is cut up; by default a `Tuner`.
     """
 
-    def __init__(
-        self,
-        launcher: Launcher,
-        choose_tile: Callable[[Conv2dProblem, int, Gpu], Tile | None] = default_tile,
-    ) -> None:
-        self.launcher, self.choose_tile = launcher, choose_tile
+    def __init__(self, launcher: Launcher, tiles: Tiles | None = None) -> None:
+        self.launcher = launcher
+        self.tiles: Tiles = Tuner(launcher.gpu) if tiles is None else tiles
         self._checked: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def why_not(self, problem: Conv2dProblem) -> str | None:
@@ -210,17 +220,22 @@ class CudaKernels:
         if pixels == 0:
             return
         x, weight = _aligned(x), _aligned(weight)
-        gpu = self.launcher.gpu
-        tile = self.choose_tile(problem, pixels, gpu)
         call = Call(
             x=address(x), weight=address(weight), out=address(to.out), pixels=pixels, h=h, w=w, out_h=oh, out_w=ow,
             **to.fields,
         )  # fmt: skip
-        kernel = convolution(problem, to.epilogue, tile, gpu.xor)
-        blocks, threads, shared = _grid(problem, pixels, tile)
-        if blocks >= _LIMIT:
-            raise NoKernelError(problem, {kernel.name: f"would take {blocks} thread blocks; use fewer images"})
-        self.launcher.launch(kernel, call, blocks, threads, shared)
+
+        def launch(tile: Tile | None) -> None:
+            kernel = convolution(problem, to.epilogue, tile, self.launcher.gpu.xor)
+            blocks, threads, shared = _grid(problem, pixels, tile)
+            if blocks >= _LIMIT:
+                raise NoKernelError(problem, {kernel.name: f"would take {blocks} thread blocks; use fewer images"})
+            self.launcher.launch(kernel, call, blocks, threads, shared)
+
+        def seconds(tile: Tile | None) -> float:
+            return self.launcher.seconds(lambda: launch(tile))  # may run any number of times: nothing is added up
+
+        launch(self.tiles.tile(problem, to.epilogue, pixels, seconds if self.launcher.may_wait() else None))
 
     def _pack(
         self,
