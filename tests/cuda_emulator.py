@@ -53,7 +53,7 @@ class Emulator:
 
     def __init__(self, capability=(9, 0), seed=0):
         self.gpu = Gpu("emulated", capability, 4, 227 << 10)
-        self.seed, self.launched, self.tensors, self.threads = seed, [], [], 0
+        self.seed, self.launched, self.tensors, self.threads_of = seed, [], [], []
 
     def readable(self, *tensors):
         """Let asynchronous copies read these tensors and nothing else; without any, everything."""
@@ -65,9 +65,9 @@ class Emulator:
 
     def seconds(self, run):
         """Take the number of threads for the time."""
-        before = self.threads
+        before = sum(self.threads_of)
         run()
-        return 1e-9 * (self.threads - before)
+        return 1e-9 * (sum(self.threads_of) - before)
 
     def launch(self, kernel: Specialised, call, blocks, threads, shared_bytes):
         values = dict(kernel.constants)
@@ -92,4 +92,4 @@ class Emulator:
         )
         assert not fault, fault.decode()
         self.launched.append(kernel)
-        self.threads += blocks * threads
+        self.threads_of.append(blocks * threads)

@@ -27,8 +27,10 @@ class GpuRoutes:
         self.readers, self.asked = tuple(readers), asked
         self._known: dict[int | None, str] = {}
 
-    def on(self, device: torch.device) -> str:
-        """Return the route on which all readers are quickest together on the GPU ``device``."""
+    def route(self, device: torch.device, on_cpu: str) -> str:
+        """Return the route on which all readers are quickest together on the GPU ``device``, else ``on_cpu``."""
+        if device.type != "cuda":
+            return on_cpu
         if device.index not in self._known:
             self._known[device.index] = self.asked or quickest(self.readers, gpu_rates(device))
         return self._known[device.index]

@@ -37,9 +37,8 @@ class PackActivation(nn.Module):
         groups: channel groups of the convolution that reads the planes; each starts in a word of its own.
         rows: False for images ``(n, c, h, w)``, True for rows ``(..., c)``.
         thresholds: ``(m, 1)`` or ``(m, c)``, or None for a uniform code.
-        route: of the layers that read it: digit planes for "popcount", codes for "int8". Chosen for the CPU at hand
-            (`binarize.passes.route`) and in no file.
-        gpu: the same on GPUs, where it is chosen when it first packs there.
+        route: of the layers that read it: digit planes for "popcount", codes for "int8". Chosen for the CPU at hand.
+        gpu: the same on GPUs, where it is chosen when it first packs there. No file holds either.
     """
 
     thresholds: Tensor | None
@@ -73,12 +72,8 @@ class PackActivation(nn.Module):
         planes = self._pack(flat)
         return planes.reshape(*x.shape[:-1], 1, *planes.shape[-2:])
 
-    def route_on(self, device: torch.device) -> str:
-        """Return the route of what is packed on ``device``."""
-        return self.gpu.on(device) if device.type == "cuda" else self.route
-
     def _pack(self, x: Tensor) -> Tensor:
-        whole = self.route_on(x.device) == "int8"
+        whole = self.gpu.route(x.device, self.route) == "int8"
         if self.thresholds is None:
             uniform = ops.encode_uniform if whole else ops.pack_uniform
             packed: Tensor = uniform(x, self.low, self.inverse_step, self.terms[0], self.groups)
@@ -292,7 +287,7 @@ class PackedConv2d(PackedLayer):
         geometry = self.geometry
         height, width = x.shape[1:3]
         table, row, column = self.tables(height, width)
-        route = None if self.reader is None else self.reader.route_on(x.device)
+        route = None if self.reader is None else self.reader.gpu.route(x.device, self.reader.route)
         if route == "popcount" and self.answers_in_thresholds():
             return self._threshold(x, table, row, column)
         shape = (x.shape[0], geometry.out_channels, *geometry.output_size(height, width))
