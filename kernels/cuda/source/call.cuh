@@ -11,11 +11,11 @@
 #include "device.cuh"
 
 struct Call {
-  const u32* x;        // (n, h, w, groups, strips, words)
-  const u32* weight;   // prepared or folded, see format.py and codes.py
-  void* out;           // by epilogue
-  const float* scale;  // (products, all output channels)
-  const float* bias;   // (classes, all output channels)
+  const u32* x;             // (n, h, w, groups, strips, words)
+  const u32* weight;        // prepared or folded, see format.py and codes.py
+  void* out;                // by epilogue
+  const float* scale;       // (products, all output channels)
+  const float* bias;        // (classes, all output channels)
   const float* residual;    // (pixels, all output channels) or null
   const int* thresholds;    // (classes, all output channels)
   const u8* flip;           // (all output channels,)

@@ -1,5 +1,5 @@
-// What a kernel may ask of the machine: one thin function per instruction. tests/kernels/cuda/emulate.h defines the same
-// functions for a thread block that is emulated on a CPU; the kernels are the same text in both.
+// What a kernel may ask of the machine: one thin function per instruction. tests/kernels/cuda/emulate.h defines the
+// same functions for a thread block that is emulated on a CPU; the kernels are the same text in both.
 #pragma once
 
 #ifdef __CUDACC__

@@ -1,5 +1,5 @@
-// A packed convolution of any geometry on plain cores: a warp takes `kWarpPixels` pixels and 32 output channels, lane by
-// lane. No shared memory, no alignment, no least size: what runs where the tensor cores do not fit.
+// A packed convolution of any geometry on plain cores: a warp takes `kWarpPixels` pixels and 32 output channels, lane
+// by lane. No shared memory, no alignment, no least size: what runs where the tensor cores do not fit.
 #include "epilogue.cuh"
 #include "window.cuh"
 

@@ -2,10 +2,10 @@
 #include "code.cuh"
 
 struct PackCall {
-  const float* x;           // (n, pixels, channels) if kChannelsLast, else (n, channels, pixels)
-  u32* out;                 // (n, pixels, groups, strips, words)
-  const float* thresholds;  // (planes, channels) or (planes, 1)
-  u32 items, image_blocks;  // words and thread blocks of an image
+  const float* x;                               // (n, pixels, channels) if kChannelsLast, else (n, channels, pixels)
+  u32* out;                                     // (n, pixels, groups, strips, words)
+  const float* thresholds;                      // (planes, channels) or (planes, 1)
+  u32 items, image_blocks;                      // words and thread blocks of an image
   u32 pixels, channels, groups, planes, words;  // planes: at most 8; words: of a strip
   u32 shared_thresholds;
   float low, inverse_step, top;
@@ -18,9 +18,7 @@ DEVICE float read(const PackCall& call, i64 image, u32 pixel, u32 channel) {
                        : call.x[(image * call.channels + channel) * call.pixels + pixel];
 }
 
-DEVICE u32 uniform_code(const PackCall& call, float x) {
-  return code_of(x, call.low, call.inverse_step, call.top);
-}
+DEVICE u32 uniform_code(const PackCall& call, float x) { return code_of(x, call.low, call.inverse_step, call.top); }
 
 DEVICE u32 digit_of(const PackCall& call, float x, u32 plane, u32 channel) {
   const u32 place = call.shared_thresholds ? plane : plane * call.channels + channel;
@@ -77,8 +75,7 @@ DEVICE void pack_by_thread(const PackCall& call, const Item& item) {
     UNROLL for (u32 plane = 0; plane < 8; ++plane) bits[plane] |= (digits >> plane & 1u) << i;
   }
   u32* to = strips_of(call, item, call.planes);
-  UNROLL for (u32 plane = 0; plane < 8; ++plane)
-    if (plane < call.planes) to[plane * call.words] = bits[plane];
+  UNROLL for (u32 plane = 0; plane < 8; ++plane) if (plane < call.planes) to[plane * call.words] = bits[plane];
 }
 
 // A thread makes the codes of four channels, of each threshold a code of its own.

@@ -3,8 +3,8 @@
 // kStages buffers of shared memory. Tile sizes stand in front of this text, like the constants of call.cuh.
 //
 // Words of planes and words of codes lie alike in the fragments of the instructions: eight of them, of 16 channels and
-// 8 pixels. Lane l of a warp holds words l % 4 and l % 4 + 4 of channels l / 4 and l / 4 + 8 and of pixel l / 4, and the
-// sums of channels l / 4 and l / 4 + 8 with pixels 2 (l % 4) and 2 (l % 4) + 1.
+// 8 pixels. Lane l of a warp holds words l % 4 and l % 4 + 4 of channels l / 4 and l / 4 + 8 and of pixel l / 4, and
+// the sums of channels l / 4 and l / 4 + 8 with pixels 2 (l % 4) and 2 (l % 4) + 1.
 #include "epilogue.cuh"
 #include "window.cuh"
 
@@ -13,8 +13,8 @@ constexpr int kWarpO = kTileO / kWarpsO, kWarpP = kTileP / kWarpsP;  // outputs 
 constexpr int kRows = kWarpO / 16, kColumns = kWarpP / 8;            // fragments of a warp
 constexpr int kPixelTile = kTileP * kStep, kWeightTile = kTileO * kStep, kStage = kPixelTile + kWeightTile;
 constexpr int kPitch = kTileO + 4;  // of the sums of a pixel: no two lanes then store to one bank
-constexpr int kBuffer = kStages * kStage > kTileP * kPitch ? kStages * kStage : kTileP * kPitch;
-constexpr int kUnits = kTileP * kTileO / 32;  // warps' worth of outputs
+constexpr int kBuffer = kStages * kStage > kTileP* kPitch ? kStages * kStage : kTileP * kPitch;
+constexpr int kUnits = kTileP * kTileO / 32;   // warps' worth of outputs
 #define kSteps ((kDepth + kStep - 1) / kStep)  // of the depth
 constexpr int kTurns = kUnits / (kThreads / 32);
 static_assert(kWarpO % 16 == 0 && kWarpP % 16 == 0 && kTileO % 32 == 0 && kStages >= 2, "no such tile");
@@ -118,8 +118,8 @@ DEVICE void multiply_step(const u32* stage, const Warp& warp, int step, const Pr
   u32 b[kColumns][2];
   read_pixels(stage, warp, step, b);
   if (pass.window_shift >= 0 && step % kWarpsO == warp.row)  // warps of the same pixels share the counting
-    UNROLL for (int i = 0; i < kColumns; ++i)
-      sums.windows[i] += (count_word(b[i][0]) + count_word(b[i][1])) << pass.window_shift;
+    UNROLL for (int i = 0; i < kColumns; ++i) sums.windows[i] += (count_word(b[i][0]) + count_word(b[i][1]))
+                                                                 << pass.window_shift;
   if (!product.multiplies) return;
   UNROLL for (int row = 0; row < kRows; ++row) {
     u32 a[4];
@@ -141,11 +141,10 @@ DEVICE void multiply_stage(const Shared& shared, const Warp& warp, const Product
   const Pass pass = passes(product.first + turn / kSteps);
   const int first = turn % kSteps * kStep;
   if (first == 0 && pass.doubles)
-    UNROLL for (int row = 0; row < kRows; ++row)
-      UNROLL for (int column = 0; column < kColumns; ++column)
+    UNROLL for (int row = 0; row < kRows; ++row) UNROLL for (int column = 0; column < kColumns; ++column)
         UNROLL for (int i = 0; i < 4; ++i) sums.counts[row][column][i] *= 2u;
-  UNROLL for (int step = 0; step < kStep / 8; ++step)
-    if (first + step * 8 < kDepth) multiply_step(shared.stages + turn % kStages * kStage, warp, step, product, pass, sums);
+  UNROLL for (int step = 0; step < kStep / 8; ++step) if (first + step * 8 < kDepth)
+      multiply_step(shared.stages + turn % kStages * kStage, warp, step, product, pass, sums);
 }
 
 DEVICE void multiply(const Call& call, const Tile& tile, const Shared& shared, const Warp& warp, const Product& product,
@@ -175,20 +174,18 @@ DEVICE void gather(const Shared& shared, const Warp& warp, const Product& produc
     window += shuffle_xor(window, 2);
     const int pixel = warp.column * kWarpP + column * 8;
     if (quarter == 0) add_shared(shared.windows + pixel + eighth, window);
-    UNROLL for (int row = 0; row < kRows; ++row)
-      UNROLL for (int i = 0; i < 4; ++i) {
-        const int channel = warp.row * kWarpO + row * 16 + i / 2 * 8 + eighth;
-        shared.stages[(pixel + 2 * quarter + i % 2) * kPitch + channel] = sums.counts[row][column][i];
-      }
+    UNROLL for (int row = 0; row < kRows; ++row) UNROLL for (int i = 0; i < 4; ++i) {
+      const int channel = warp.row * kWarpO + row * 16 + i / 2 * 8 + eighth;
+      shared.stages[(pixel + 2 * quarter + i % 2) * kPitch + channel] = sums.counts[row][column][i];
+    }
   }
   if (!kXor || !product.multiplies) return;
-  UNROLL for (int row = 0; row < kRows; ++row)
-    UNROLL for (int i = 0; i < 2; ++i) {
-      u32 weights = sums.weights[row][i];
-      weights += shuffle_xor(weights, 1);
-      weights += shuffle_xor(weights, 2);
-      if (quarter == 0) add_shared(shared.weights + warp.row * kWarpO + row * 16 + i * 8 + eighth, weights);
-    }
+  UNROLL for (int row = 0; row < kRows; ++row) UNROLL for (int i = 0; i < 2; ++i) {
+    u32 weights = sums.weights[row][i];
+    weights += shuffle_xor(weights, 1);
+    weights += shuffle_xor(weights, 2);
+    if (quarter == 0) add_shared(shared.weights + warp.row * kWarpO + row * 16 + i * 8 + eighth, weights);
+  }
 }
 
 // A warp's turn: 32 output channels of a pixel.
@@ -207,8 +204,7 @@ DEVICE void emit_turn(const Call& call, const Tile& tile, const Shared& shared, 
 DEVICE void emit_tile(const Call& call, const Tile& tile, const Shared& shared, int lane, const Product& product,
                       int index, float (&y)[kTurns]) {
   if (kProducts > 1) {
-    UNROLL for (int turn = 0; turn < kTurns; ++turn)
-      emit_turn(call, tile, shared, lane, product, index, turn, y[turn]);
+    UNROLL for (int turn = 0; turn < kTurns; ++turn) emit_turn(call, tile, shared, lane, product, index, turn, y[turn]);
     return;
   }
   UNROLL_4 for (int turn = 0; turn < kTurns; ++turn) {
@@ -223,8 +219,7 @@ KERNEL BOUNDS(kThreads) tensor(const Call call) {
   const Tile tile = tile_of(block_index());
   const int warps = thread_index() / 32;
   const Warp warp = {thread_index() % 32, warps / kWarpsP, warps % kWarpsP};
-  for (int i = thread_index(); i < kTileP; i += kThreads)
-    shared.origins[i] = origin_of(call, tile.first_pixel + i);
+  for (int i = thread_index(); i < kTileP; i += kThreads) shared.origins[i] = origin_of(call, tile.first_pixel + i);
   float y[kTurns] = {};
   for (int index = 0; index < kProducts; ++index) {
     for (int i = thread_index(); i < kTileP + kTileO; i += kThreads) shared.windows[i] = 0u;  // and the weights' sums

@@ -4,8 +4,8 @@
 #include "device.cuh"
 
 #define kTaps (kKernelH * kKernelW)
-#define kDepth (kTaps * kWords)            // words of a window in one strip
-#define kBlocks ((kOut + 31) / 32)         // of 32 output channels, in a group
+#define kDepth (kTaps * kWords)     // words of a window in one strip
+#define kBlocks ((kOut + 31) / 32)  // of 32 output channels, in a group
 #define kPixelWords (kGroups * kStrips * kWords)
 
 // Where the window of an output pixel begins; image -1 for a pixel past the last.

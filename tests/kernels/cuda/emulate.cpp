@@ -2,19 +2,19 @@
 // runs every geometry; tile sizes are constants in both. KERNEL_FILE and KERNEL_NAME say which kernel.
 #include "emulate.h"
 
-static int kCodes, kXor, kGroups, kWords, kOut, kKernelH, kKernelW, kStrideH, kStrideW, kPaddingH, kPaddingW, kDilationH,
-    kDilationW, kStrips, kWeightStrips, kProducts, kEpilogue, kThresholds, kPackCodes, kChannelsLast;
+static int kCodes, kXor, kGroups, kWords, kOut, kKernelH, kKernelW, kStrideH, kStrideW, kPaddingH, kPaddingW,
+    kDilationH, kDilationW, kStrips, kWeightStrips, kProducts, kEpilogue, kThresholds, kPackCodes, kChannelsLast;
 
 struct Name {
   const char* name;
   int* value;
 };
 #define NAME(variable) {#variable, &variable}
-static const Name names[] = {
-    NAME(kCodes),     NAME(kXor),       NAME(kGroups),   NAME(kWords),        NAME(kOut),       NAME(kKernelH),
-    NAME(kKernelW),   NAME(kStrideH),   NAME(kStrideW),  NAME(kPaddingH),     NAME(kPaddingW),  NAME(kDilationH),
-    NAME(kDilationW), NAME(kStrips),    NAME(kWeightStrips), NAME(kProducts), NAME(kEpilogue),  NAME(kThresholds),
-    NAME(kPackCodes), NAME(kChannelsLast)};
+static const Name names[] = {NAME(kCodes),     NAME(kXor),        NAME(kGroups),       NAME(kWords),
+                             NAME(kOut),       NAME(kKernelH),    NAME(kKernelW),      NAME(kStrideH),
+                             NAME(kStrideW),   NAME(kPaddingH),   NAME(kPaddingW),     NAME(kDilationH),
+                             NAME(kDilationW), NAME(kStrips),     NAME(kWeightStrips), NAME(kProducts),
+                             NAME(kEpilogue),  NAME(kThresholds), NAME(kPackCodes),    NAME(kChannelsLast)};
 
 #include "call.cuh"
 
@@ -27,7 +27,7 @@ TILE  // constants, on the command line
 
 #include KERNEL_FILE
 
-static KERNEL_CALL argument;
+    static KERNEL_CALL argument;
 static void body() { KERNEL_NAME(argument); }
 
 extern "C" int set_constant(const char* name, int value) {

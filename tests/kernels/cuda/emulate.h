@@ -120,8 +120,8 @@ inline u32 product_of(Ask kind, u32 a, u32 b) {
   return static_cast<u32>(sum);
 }
 
-// m16n8: word k of row r of a is register r / 8 + 2 (k / 4) of lane 4 (r % 8) + k % 4; of column c of b, register k / 4 of
-// lane 4 c + k % 4; row r, column c of the result is register 2 (r / 8) + c % 2 of lane 4 (r % 8) + c / 2.
+// m16n8: word k of row r of a is register r / 8 + 2 (k / 4) of lane 4 (r % 8) + k % 4; of column c of b, register k / 4
+// of lane 4 c + k % 4; row r, column c of the result is register 2 (r / 8) + c % 2 of lane 4 (r % 8) + c / 2.
 inline void multiply(Request* const* lanes) {
   for (int r = 0; r < 16; ++r)
     for (int c = 0; c < 8; ++c) {

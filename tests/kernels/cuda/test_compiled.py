@@ -34,7 +34,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 def disassembler():
     spec = importlib.util.find_spec("nvidia")
     folders = [] if spec is None else [Path(place) for place in spec.submodule_search_locations]
-    found = [path for folder in folders for path in folder.rglob("bin/nvdisasm*") if path.is_file()]
+    found = [path for folder in folders for path in folder.glob("**/bin/nvdisasm*") if path.is_file()]
     return found[0] if found else pytest.skip("no nvdisasm: pip install nvidia-cuda-nvdisasm")
 
 
