@@ -10,13 +10,15 @@ import hashlib
 import importlib
 import os
 import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from binarize.errors import NoKernelError
 from binarize.kernels.cuda.specialise import SOURCES, Specialised
 
-__all__ = ["architecture", "cache_folder", "compiled", "missing", "source_digest", "why_not_capability"]
+__all__ = ["architecture", "cache_folder", "compile_all", "compiled", "missing", "source_digest", "why_not_capability"]
 
 _OLDEST = (7, 5)
 _DIGEST_BYTES = 32
@@ -70,6 +72,12 @@ def compiled(kernel: Specialised, arch: str) -> bytes:
     with contextlib.suppress(OSError):
         _write(path, code)
     return code
+
+
+def compile_all(kernels: Iterable[Specialised], arch: str, threads: int | None = None) -> None:
+    """Fill the cache with many kernels, several at a time: NVRTC takes a second for a large one."""
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        list(pool.map(lambda kernel: compiled(kernel, arch), kernels))
 
 
 def _compile(kernel: Specialised, arch: str) -> bytes:

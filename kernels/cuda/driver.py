@@ -49,6 +49,7 @@ class Driver:
         self.index = index
         self._library = open_driver() if library is None else library
         self._functions: dict[Specialised, ctypes.c_void_p] = {}
+        self._collected: dict[Specialised, None] | None = None
         self._lock = threading.Lock()
         properties = torch.cuda.get_device_properties(index)
         capability = properties.major, properties.minor
@@ -60,6 +61,9 @@ class Driver:
         Raises:
             NoKernelError: it cannot be compiled, loaded or started; the message has the driver's reason.
         """
+        if self._collected is not None:
+            self._collected[kernel] = None
+            return
         with torch.cuda.device(self.index):
             self._enter_context()
             function = self._functions.get(kernel)
@@ -71,6 +75,15 @@ class Driver:
                 function, blocks, 1, 1, threads, 1, 1, shared_bytes, stream, parameters, None
             )
         self._check(status, kernel, "start")
+
+    def collect(self, run: Callable[[], object]) -> list[Specialised]:
+        """Return the kernels that ``run`` would launch; none is, so that what it returns is meaningless."""
+        self._collected = {}
+        try:
+            run()
+            return [*self._collected]
+        finally:
+            self._collected = None
 
     def may_wait(self) -> bool:
         """Whether the host may wait for the device: not while a CUDA graph is captured."""

@@ -9,7 +9,7 @@ from binarize.errors import ModelError, nearest
 from binarize.kernels.cuda.specialise import Tile
 from binarize.kernels.problem import Conv2dProblem
 
-__all__ = ["KINDS", "Gpu", "candidates", "default_tile", "forced_kind", "why_not_tensor"]
+__all__ = ["KINDS", "Gpu", "candidates", "default_tile", "forced_kind", "likely", "why_not_tensor"]
 
 KINDS = ("direct", "tensor")
 _VARIABLE = "BINARIZE_CUDA_KERNEL"
@@ -23,6 +23,8 @@ _SHAPES = (  # output channels, pixels, warps along either; large first
     (32, 32, (2, 1)),
     (32, 16, (2, 1)),
 )
+_MOST_TIMED = 8
+_FEW_OUTPUTS = 1 << 20  # beyond, tensor cores win by far where they run at all
 _FEW_CHANNELS = 8  # of a group: a word would be mostly empty
 
 
@@ -102,21 +104,28 @@ def _steps(problem: Conv2dProblem) -> list[tuple[int, int]]:
 
 
 @functools.lru_cache(maxsize=4096)
-def default_tile(problem: Conv2dProblem, pixels: int, gpu: Gpu) -> Tile | None:
-    """Return the tile that a simple model prefers, without timing anything.
+def likely(problem: Conv2dProblem, pixels: int, gpu: Gpu) -> tuple[Tile | None, ...]:
+    """Return the candidates worth timing: those that the model finds best, and the kernel on plain cores."""
+    tiles = [tile for tile in candidates(problem, gpu) if tile is not None]
+    best = sorted(tiles, key=lambda tile: _cost(problem, pixels, gpu, tile))[:_MOST_TIMED]
+    small = pixels * problem.out_channels <= _FEW_OUTPUTS
+    return (*best, None) if small or not best else (*best,)
 
-    A tile costs its area, and its edges for the words that they load; as many run at a time as there are processors.
-    """
+
+@functools.lru_cache(maxsize=4096)
+def default_tile(problem: Conv2dProblem, pixels: int, gpu: Gpu) -> Tile | None:
+    """Return the tile that a simple model prefers, without timing anything."""
     kind = forced_kind()
     tiles = [tile for tile in candidates(problem, gpu) if tile is not None]
     few = problem.channels_per_group < _FEW_CHANNELS
     if kind == "direct" or not tiles or (few and kind is None):
         return None
+    return min(tiles, key=lambda tile: _cost(problem, pixels, gpu, tile))
+
+
+def _cost(problem: Conv2dProblem, pixels: int, gpu: Gpu, tile: Tile) -> float:
+    """A tile costs its area, and its edges for the words that they load; processors take one each at a time."""
     outputs = problem.out_channels // problem.groups
-
-    def cost(tile: Tile) -> float:
-        blocks = problem.groups * -(-outputs // tile.outputs) * -(-pixels // tile.pixels)
-        waves = -(-blocks // gpu.processors)
-        return float(waves * (tile.outputs * tile.pixels + 48 * (tile.outputs + tile.pixels) + 2048))
-
-    return min(tiles, key=cost)
+    blocks = problem.groups * -(-outputs // tile.outputs) * -(-pixels // tile.pixels)
+    waves = -(-blocks // gpu.processors)
+    return float(waves * (tile.outputs * tile.pixels + 48 * (tile.outputs + tile.pixels) + 2048))

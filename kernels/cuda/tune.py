@@ -1,4 +1,4 @@
-"""Autotuning: every tile that fits a convolution is timed once on the device at hand, and the quickest is kept.
+"""Autotuning: the tiles that a model finds likely are timed once on the device at hand, and the quickest is kept.
 
 ``BINARIZE_TUNE=1`` asks for it: compiling and timing some ten kernels takes seconds for each convolution and size.
 Without it `default_tile` chooses, and what was tuned before is used.
@@ -15,7 +15,7 @@ from binarize.errors import NoKernelError
 from binarize.kernels.cuda.compile import source_digest
 from binarize.kernels.cuda.kept import keep, kept
 from binarize.kernels.cuda.specialise import Tile
-from binarize.kernels.cuda.tiles import Gpu, candidates, default_tile, forced_kind
+from binarize.kernels.cuda.tiles import Gpu, candidates, default_tile, forced_kind, likely
 from binarize.kernels.problem import Conv2dProblem
 
 __all__ = ["Tuner", "asked_to_tune"]
@@ -63,7 +63,7 @@ class Tuner:
         if isinstance(found, dict) and (chosen := _tile_of(found)) in candidates(problem, self.gpu):
             self._known[known] = chosen
         elif timing is not None:
-            self._known[known] = chosen = self._quickest(problem, timing)
+            self._known[known] = chosen = self._quickest(problem, pixels, timing)
             keep(_FILE, key, {} if chosen is None else dataclasses.asdict(chosen))
         else:
             chosen = default_tile(problem, pixels, self.gpu)
@@ -71,9 +71,9 @@ class Tuner:
                 self._known[known] = chosen
         return chosen
 
-    def _quickest(self, problem: Conv2dProblem, seconds: Callable[[Tile | None], float]) -> Tile | None:
+    def _quickest(self, problem: Conv2dProblem, pixels: int, seconds: Callable[[Tile | None], float]) -> Tile | None:
         times: dict[Tile | None, float] = {}
-        for tile in candidates(problem, self.gpu):
+        for tile in likely(problem, pixels, self.gpu):
             with contextlib.suppress(NoKernelError):  # needs more of the device than it has
                 times[tile] = seconds(tile)
         return min(times, key=lambda tile: times[tile]) if times else None

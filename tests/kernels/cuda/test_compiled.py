@@ -11,7 +11,7 @@ import pytest
 
 from binarize.errors import NoKernelError
 from binarize.kernels.cuda import compile as compiling
-from binarize.kernels.cuda.compile import architecture, compiled, missing, why_not_capability
+from binarize.kernels.cuda.compile import architecture, compile_all, compiled, missing, why_not_capability
 from binarize.kernels.cuda.specialise import EPILOGUES, Specialised, Tile, convolution, packing
 from binarize.kernels.problem import Conv2dProblem
 
@@ -151,6 +151,16 @@ def test_a_kernel_is_compiled_once_and_a_damaged_file_again(monkeypatch, tmp_pat
         assert file.read_bytes() == whole
     assert len(made) == 4
     assert compiled(kernel, "sm_90") != first  # another architecture is another file
+
+
+def test_many_kernels_are_compiled_side_by_side(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernels = [packing(False, codes, last) for codes, last in itertools.product((False, True), repeat=2)]
+
+    compile_all(kernels * 2, "sm_80", threads=3)
+
+    assert len([*(tmp_path / "binarize" / "cuda").iterdir()]) == 4
+    assert all(compiled(kernel, "sm_80") for kernel in kernels)
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):

@@ -101,6 +101,15 @@ def test_the_arguments_are_passed_as_one_struct(library):
     assert ctypes.sizeof(Call) % 8 == 0
 
 
+def test_kernels_are_collected_without_launching_any(library):
+    here = Driver(0, library)
+
+    assert here.collect(lambda: here.launch(KERNEL, Call(), 1, 32, 0)) == [KERNEL]
+    assert library.named("cuLaunchKernel") == []
+    here.launch(KERNEL, Call(), 1, 32, 0)
+    assert len(library.named("cuLaunchKernel")) == 1
+
+
 def test_more_shared_memory_than_usual_is_asked_for(library):
     Driver(0, library).launch(KERNEL, Call(), 1, 32, 100 << 10)
 

@@ -7,7 +7,7 @@ from cuda_emulator import Emulator
 
 from binarize.errors import NoKernelError
 from binarize.kernels.cuda.compile import cache_folder
-from binarize.kernels.cuda.tiles import Gpu, candidates, default_tile
+from binarize.kernels.cuda.tiles import Gpu, candidates, default_tile, likely
 from binarize.kernels.cuda.tune import Tuner
 from binarize.kernels.problem import Conv2dProblem
 
@@ -47,6 +47,13 @@ def test_large_problems_take_large_tiles_and_small_ones_fill_the_processors():
     assert small.outputs * small.pixels < 64 * 64
 
 
+def test_tiles_worth_timing_are_few_and_hold_the_one_of_the_model():
+    assert len(likely(problem(), 49, H200)) == 9
+    assert default_tile(problem(), 49, H200) in likely(problem(), 49, H200)
+    assert None not in likely(problem(), 10**6, H200)
+    assert likely(problem(), 10**6, BLACKWELL) == (None,)
+
+
 def test_few_channels_in_a_group_run_on_plain_cores():
     assert default_tile(problem(64, 64, groups=64), 1000, H200) is None
     assert default_tile(problem(), 1000, BLACKWELL) is None
@@ -62,21 +69,22 @@ def test_nothing_is_timed_unless_asked_for():
 def test_the_quickest_tile_is_kept_for_the_next_process(monkeypatch):
     monkeypatch.setenv("BINARIZE_TUNE", "1")
     case, timed = problem(), []
-    wanted = candidates(case, H200)[3]
+    tried = likely(case, 1000, H200)
+    wanted = tried[3]
 
     def seconds(tile):
         timed.append(tile)
-        if tile == candidates(case, H200)[0]:
+        if tile == tried[0]:
             raise NoKernelError(case, {"cuda": "too many registers"})
         return 1.0 if tile == wanted else 2.0
 
     assert Tuner(H200).tile(case, "values", 1000, seconds) == wanted
-    assert timed == list(candidates(case, H200))
+    assert timed == list(tried)
     assert Tuner(H200).tile(problem(), "values", 1000, None) == wanted  # another process, the same geometry
     monkeypatch.delenv("BINARIZE_TUNE")
     assert Tuner(H200).tile(problem(), "values", 1000, seconds) == wanted
     assert Tuner(ADA).tile(problem(), "values", 1000, None) == default_tile(problem(), 1000, ADA)
-    assert len(timed) == len(candidates(case, H200))
+    assert len(timed) == len(tried)
 
 
 @pytest.mark.parametrize("damage", ["not json", "[1]", '{"tile": 3}', '{"outputs": 7}', '{"outputs": [2], "warps": 1}'])
@@ -107,7 +115,7 @@ def test_tuning_runs_every_candidate_and_then_the_quickest(monkeypatch):
     monkeypatch.setenv("BINARIZE_TUNE", "1")
     case = make_case(Conv2dProblem(20, 20, (1, 1), (1, 1), (0, 0), (1, 1), 1, (1,), (1,)), 1, 3, 3, seed=0)
     emulator = Emulator((8, 0))
-    kernels, tried = CudaKernels(emulator), len(candidates(case.problem, emulator.gpu))
+    kernels, tried = CudaKernels(emulator), len(likely(case.problem, 9, emulator.gpu))
 
     first = kernels.conv2d_integer(case.problem, case.x, case.weight)
     assert len(emulator.launched) == tried + 1
