@@ -53,7 +53,7 @@ class Emulator:
 
     def __init__(self, capability=(9, 0), seed=0):
         self.gpu = Gpu("emulated", capability, 4, 227 << 10)
-        self.seed, self.launched, self.tensors, self.threads_of = seed, [], [], []
+        self.seed, self.launched, self.tensors, self.threads_of, self.prepared = seed, [], [], [], []
 
     def readable(self, *tensors):
         """Let asynchronous copies read these tensors and nothing else; without any, everything."""
@@ -62,6 +62,9 @@ class Emulator:
 
     def may_wait(self):
         return True
+
+    def prepare(self, kernels):
+        self.prepared += kernels
 
     def seconds(self, run):
         """Take the number of threads for the time."""

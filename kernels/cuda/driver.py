@@ -4,13 +4,13 @@ import contextlib
 import ctypes
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
 
 from binarize.errors import NoKernelError
-from binarize.kernels.cuda.compile import architecture, compiled
+from binarize.kernels.cuda.compile import architecture, compile_all, compiled
 from binarize.kernels.cuda.specialise import Specialised
 from binarize.kernels.cuda.tiles import Gpu
 
@@ -86,8 +86,13 @@ class Driver:
             self._collected = None
 
     def may_wait(self) -> bool:
-        """Whether the host may wait for the device: not while a CUDA graph is captured."""
-        return not torch.cuda.is_current_stream_capturing()
+        """Whether the host may wait for the device: not while a CUDA graph is captured or kernels are collected."""
+        return self._collected is None and not torch.cuda.is_current_stream_capturing()
+
+    def prepare(self, kernels: Sequence[Specialised]) -> None:
+        """Compile kernels side by side; one that cannot be compiled fails when it is launched."""
+        with contextlib.suppress(NoKernelError):
+            compile_all(kernels, architecture(self.gpu.capability))
 
     def seconds(self, run: Callable[[], object]) -> float:
         """Return how long ``run`` takes on the device: the mean of some runs in a row after two to warm up."""

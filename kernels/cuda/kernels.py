@@ -3,7 +3,7 @@
 import ctypes
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, final
 
 import torch
@@ -15,7 +15,7 @@ from binarize.kernels.codes import depth
 from binarize.kernels.cuda.call import Call, PackCall, address
 from binarize.kernels.cuda.specialise import Specialised, Tile, convolution, packing
 from binarize.kernels.cuda.tiles import Gpu, forced_kind, why_not_tensor
-from binarize.kernels.cuda.tune import Tuner
+from binarize.kernels.cuda.tune import Trial, Tuner
 from binarize.kernels.format import words
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 
@@ -38,6 +38,9 @@ class Launcher(Protocol):
     def may_wait(self) -> bool:
         """Whether the host may wait for the device now: not while a CUDA graph is captured."""
 
+    def prepare(self, kernels: Sequence[Specialised]) -> None:
+        """Compile kernels side by side; one that cannot be compiled fails when it is launched."""
+
     def seconds(self, run: Callable[[], object]) -> float:
         """Return how long ``run`` takes on the device."""
 
@@ -45,9 +48,7 @@ class Launcher(Protocol):
 class Tiles(Protocol):
     """What chooses tiles: a `Tuner`, or in tests one tile for all."""
 
-    def tile(
-        self, problem: Conv2dProblem, epilogue: str, pixels: int, seconds: Callable[[Tile | None], float] | None
-    ) -> Tile | None:
+    def tile(self, problem: Conv2dProblem, epilogue: str, pixels: int, trial: Trial | None) -> Tile | None:
         """See `Tuner.tile`."""
 
 
@@ -59,6 +60,33 @@ class _Outputs:
     epilogue: str
     out: Tensor
     fields: _Fields
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Ready:
+    """One convolution with its arguments: a `Trial`, since running it again adds nothing up."""
+
+    launcher: Launcher
+    problem: Conv2dProblem
+    epilogue: str
+    pixels: int
+    call: Call
+
+    def kernel(self, tile: Tile | None) -> Specialised:
+        return convolution(self.problem, self.epilogue, tile, self.launcher.gpu.xor)
+
+    def launch(self, tile: Tile | None) -> None:
+        kernel, (blocks, threads, shared) = self.kernel(tile), _grid(self.problem, self.pixels, tile)
+        if blocks >= _LIMIT:
+            raise NoKernelError(self.problem, {kernel.name: f"would take {blocks} thread blocks; use fewer images"})
+        self.launcher.launch(kernel, self.call, blocks, threads, shared)
+
+    def prepare(self, tiles: Sequence[Tile | None]) -> None:
+        self.launcher.prepare([self.kernel(tile) for tile in tiles])
+
+    def seconds(self, tile: Tile | None) -> float:
+        return self.launcher.seconds(lambda: self.launch(tile))
 
 
 @final
@@ -225,17 +253,8 @@ class CudaKernels:
             **to.fields,
         )  # fmt: skip
 
-        def launch(tile: Tile | None) -> None:
-            kernel = convolution(problem, to.epilogue, tile, self.launcher.gpu.xor)
-            blocks, threads, shared = _grid(problem, pixels, tile)
-            if blocks >= _LIMIT:
-                raise NoKernelError(problem, {kernel.name: f"would take {blocks} thread blocks; use fewer images"})
-            self.launcher.launch(kernel, call, blocks, threads, shared)
-
-        def seconds(tile: Tile | None) -> float:
-            return self.launcher.seconds(lambda: launch(tile))  # may run any number of times: nothing is added up
-
-        launch(self.tiles.tile(problem, to.epilogue, pixels, seconds if self.launcher.may_wait() else None))
+        ready = _Ready(self.launcher, problem, to.epilogue, pixels, call)
+        ready.launch(self.tiles.tile(problem, to.epilogue, pixels, ready if self.launcher.may_wait() else None))
 
     def _pack(
         self,

@@ -8,8 +8,8 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
-from typing import final
+from collections.abc import Sequence
+from typing import Protocol, final
 
 from binarize.errors import NoKernelError
 from binarize.kernels.cuda.compile import source_digest
@@ -18,7 +18,7 @@ from binarize.kernels.cuda.specialise import Tile
 from binarize.kernels.cuda.tiles import Gpu, candidates, default_tile, forced_kind, likely
 from binarize.kernels.problem import Conv2dProblem
 
-__all__ = ["Tuner", "asked_to_tune"]
+__all__ = ["Trial", "Tuner", "asked_to_tune"]
 
 _FILE = "tiles.json"
 
@@ -26,6 +26,16 @@ _FILE = "tiles.json"
 def asked_to_tune() -> bool:
     """Whether ``BINARIZE_TUNE`` asks for timing what was not timed before."""
     return os.environ.get("BINARIZE_TUNE", "") not in ("", "0")
+
+
+class Trial(Protocol):
+    """One convolution, to be run with different tiles."""
+
+    def prepare(self, tiles: Sequence[Tile | None]) -> None:
+        """Compile the kernels of all these tiles side by side; what cannot be compiled fails when it is timed."""
+
+    def seconds(self, tile: Tile | None) -> float:
+        """Return how long it takes with a tile."""
 
 
 @final
@@ -40,16 +50,14 @@ class Tuner:
         self.gpu = gpu
         self._known: dict[tuple[Conv2dProblem, str, int, str | None], Tile | None] = {}
 
-    def tile(
-        self, problem: Conv2dProblem, epilogue: str, pixels: int, seconds: Callable[[Tile | None], float] | None
-    ) -> Tile | None:
+    def tile(self, problem: Conv2dProblem, epilogue: str, pixels: int, trial: Trial | None) -> Tile | None:
         """Return the tile for a convolution, None for the kernel on plain cores.
 
         Args:
             problem: the convolution.
             epilogue: what it stores.
             pixels: of its output, over all images.
-            seconds: times it with a tile; None where nothing may be timed now.
+            trial: times it with a tile; None where nothing may be timed now.
         """
         forced = forced_kind()
         known = problem, epilogue, pixels, forced
@@ -57,7 +65,7 @@ class Tuner:
             return self._known[known]
         if forced == "direct":
             return None
-        timing = seconds if asked_to_tune() else None
+        timing = trial if asked_to_tune() else None
         key = self._key(problem, epilogue, pixels)
         found = kept(_FILE).get(key)
         if isinstance(found, dict) and (chosen := _tile_of(found)) in candidates(problem, self.gpu):
@@ -67,15 +75,17 @@ class Tuner:
             keep(_FILE, key, {} if chosen is None else dataclasses.asdict(chosen))
         else:
             chosen = default_tile(problem, pixels, self.gpu)
-            if seconds is not None:  # else it may be timed or found later
+            if trial is not None:  # else it may be timed or found later
                 self._known[known] = chosen
         return chosen
 
-    def _quickest(self, problem: Conv2dProblem, pixels: int, seconds: Callable[[Tile | None], float]) -> Tile | None:
+    def _quickest(self, problem: Conv2dProblem, pixels: int, trial: Trial) -> Tile | None:
+        tiles = likely(problem, pixels, self.gpu)
+        trial.prepare(tiles)
         times: dict[Tile | None, float] = {}
-        for tile in likely(problem, pixels, self.gpu):
+        for tile in tiles:
             with contextlib.suppress(NoKernelError):  # needs more of the device than it has
-                times[tile] = seconds(tile)
+                times[tile] = trial.seconds(tile)
         return min(times, key=lambda tile: times[tile]) if times else None
 
     def _key(self, problem: Conv2dProblem, epilogue: str, pixels: int) -> str:

@@ -23,6 +23,16 @@ def problem(channels=256, outputs=256, kernel=(3, 3), codes=False, groups=1):
     return Conv2dProblem(channels, outputs, kernel, (1, 1), (1, 1), (1, 1), groups, (1,), (1,), codes)
 
 
+class Timing:
+    """A `Trial` whose times are what ``seconds`` says."""
+
+    def __init__(self, seconds):
+        self.seconds, self.prepared = seconds, []
+
+    def prepare(self, tiles):
+        self.prepared += tiles
+
+
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -63,7 +73,7 @@ def test_nothing_is_timed_unless_asked_for():
     def seconds(tile):
         raise AssertionError("timed")
 
-    assert Tuner(H200).tile(problem(), "values", 1000, seconds) == default_tile(problem(), 1000, H200)
+    assert Tuner(H200).tile(problem(), "values", 1000, Timing(seconds)) == default_tile(problem(), 1000, H200)
 
 
 def test_the_quickest_tile_is_kept_for_the_next_process(monkeypatch):
@@ -78,11 +88,11 @@ def test_the_quickest_tile_is_kept_for_the_next_process(monkeypatch):
             raise NoKernelError(case, {"cuda": "too many registers"})
         return 1.0 if tile == wanted else 2.0
 
-    assert Tuner(H200).tile(case, "values", 1000, seconds) == wanted
+    assert Tuner(H200).tile(case, "values", 1000, Timing(seconds)) == wanted
     assert timed == list(tried)
     assert Tuner(H200).tile(problem(), "values", 1000, None) == wanted  # another process, the same geometry
     monkeypatch.delenv("BINARIZE_TUNE")
-    assert Tuner(H200).tile(problem(), "values", 1000, seconds) == wanted
+    assert Tuner(H200).tile(problem(), "values", 1000, Timing(seconds)) == wanted
     assert Tuner(ADA).tile(problem(), "values", 1000, None) == default_tile(problem(), 1000, ADA)
     assert len(timed) == len(tried)
 
@@ -91,7 +101,7 @@ def test_the_quickest_tile_is_kept_for_the_next_process(monkeypatch):
 def test_a_damaged_cache_of_tiles_is_as_good_as_none(damage, monkeypatch):
     monkeypatch.setenv("BINARIZE_TUNE", "1")
     case = problem()
-    Tuner(H200).tile(case, "values", 1000, lambda tile: 1.0)
+    Tuner(H200).tile(case, "values", 1000, Timing(lambda tile: 1.0))
     file = cache_folder() / "tiles.json"
     (key,) = json.loads(file.read_text())
     file.write_text(damage if not damage.startswith("{") else json.dumps({key: json.loads(damage)}))
@@ -118,6 +128,7 @@ def test_tuning_runs_every_candidate_and_then_the_quickest(monkeypatch):
     kernels, tried = CudaKernels(emulator), len(likely(case.problem, 9, emulator.gpu))
 
     first = kernels.conv2d_integer(case.problem, case.x, case.weight)
+    assert emulator.prepared == emulator.launched[:-1]
     assert len(emulator.launched) == tried + 1
     kernels.conv2d_integer(case.problem, case.x, case.weight)
     assert len(emulator.launched) == tried + 2
