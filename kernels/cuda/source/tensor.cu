@@ -117,7 +117,7 @@ DEVICE void multiply_step(const u32* stage, const Warp& warp, int step, const Pr
                           Sums& sums) {
   u32 b[kColumns][2];
   read_pixels(stage, warp, step, b);
-  if (pass.window_shift >= 0 && true)  // warps of the same pixels share the counting
+  if (pass.window_shift >= 0 && step % kWarpsO == warp.row)  // warps of the same pixels share the counting
     UNROLL for (int i = 0; i < kColumns; ++i) sums.windows[i] += (count_word(b[i][0]) + count_word(b[i][1]))
                                                                  << pass.window_shift;
   if (!product.multiplies) return;
