@@ -18,7 +18,7 @@ VERSION = 1
 # Clamping before the cast, which truncates, is the floor of the definition: below 0 both give 0, above the largest code
 # both give it, and between them truncation is the floor.
 _PACK_UNIFORM = """
-PackUniform <low, inverse_step, bits, groups> (x) => (codes) {
+PackUniform <low, inverse_step, bits, groups, rows, work, x_inner, version> (x) => (codes) {
   low = Constant <value_float: float = @low> ()
   inverse = Constant <value_float: float = @inverse_step> ()
   half = Constant <value_float: float = 0.5> ()
@@ -38,7 +38,7 @@ PackUniform <low, inverse_step, bits, groups> (x) => (codes) {
 """
 
 _PACK_THRESHOLDS = """
-PackThresholds <groups> (x, thresholds) => (codes) {
+PackThresholds <groups, rows, work, x_inner, version> (x, thresholds) => (codes) {
   below = Less (x, thresholds)
   reached = Not (below)
   codes = Cast <to: int = 2> (reached)
@@ -47,7 +47,7 @@ PackThresholds <groups> (x, thresholds) => (codes) {
 
 # Digit j of a code counts 2**j, whatever its term.
 _PACK_TERMS = """
-PackTerms <groups, bits> (x, thresholds) => (codes) {
+PackTerms <groups, bits, rows, work, x_inner, version> (x, thresholds) => (codes) {
   last = Constant <value_ints: ints = [-1]> ()
   i0 = Constant <value_int: int = 0> ()
   i1 = Constant <value_int: int = 1> ()
@@ -128,9 +128,11 @@ UnpackWeight <weight_shape, weight_terms> (bits, scale) => (weight) {
 # Zero padding of that sum is exact, because the convolution pads what is already a value.
 _WHOLE = """
   whole = Cast <to: int = 1> (codes)
+  weight = binarize.UnpackWeight <weight_shape: ints = @weight_shape, weight_terms: ints = @weight_terms> (bits, scale)
 """
 
-# Of several terms, the sum of the digits, each as many times the main step as its own is.
+# Of several terms, the sum of the digits, each as many times the main step as its own is; the rows of `scale` that hold
+# the main step are the weight's.
 _WHOLE_OF_TERMS = """
   last = Constant <value_ints: ints = [-1]> ()
   i0 = Constant <value_int: int = 0> ()
@@ -147,6 +149,14 @@ _WHOLE_OF_TERMS = """
   main_step = Constant <value_float: float = @step> ()
   multiples = Div (steps, main_step)
   whole = MatMul (digits, multiples)
+  main_term = Constant <value_int: int = @main_term> ()
+  row_axis = Constant <value_ints: ints = [0]> ()
+  first_row = Unsqueeze (main_term, row_axis)
+  row_step = Unsqueeze (planes, row_axis)
+  end = Constant <value_ints: ints = [9223372036854775807]> ()
+  main_scale = Slice (scale, first_row, end, row_axis, row_step)
+  weight = binarize.UnpackWeight <weight_shape: ints = @weight_shape, weight_terms: ints = @weight_terms>
+    (bits, main_scale)
 """
 
 _INPUT = """
@@ -156,7 +166,6 @@ _INPUT = """
   maximum = Constant <value_float: float = @maximum> ()
   offset = Div (low, step)
   value = Add (whole, offset)
-  weight = binarize.UnpackWeight <weight_shape: ints = @weight_shape, weight_terms: ints = @weight_terms> (bits, scale)
 """
 
 _CONVOLVE = (
@@ -176,11 +185,11 @@ _MULTIPLY = (
 """
 )
 
-_INPUT_ATTRIBUTES = "low, step, activation_bits, weight_shape, weight_terms, minimum, maximum"
-_CONV_ATTRIBUTES = f"{_INPUT_ATTRIBUTES}, strides, pads, dilations, group"
+_INPUT_ATTRIBUTES = "low, step, activation_bits, weight_shape, weight_terms, minimum, maximum, work, version"
+_CONV_ATTRIBUTES = f"{_INPUT_ATTRIBUTES}, strides, pads, dilations, group, y_inner, residual_inner"
 
 _PACKED_CONV2D_THRESHOLD = f"""
-PackedConv2dThreshold <{_CONV_ATTRIBUTES}> (codes, bits, scale, bias, thresholds) => (digits) {{
+PackedConv2dThreshold <{_CONV_ATTRIBUTES}, reader_work> (codes, bits, scale, bias, thresholds) => (digits) {{
 {_WHOLE}{_CONVOLVE}
   y = Clip (product, minimum, maximum)
   below = Less (y, thresholds)
@@ -189,11 +198,21 @@ PackedConv2dThreshold <{_CONV_ATTRIBUTES}> (codes, bits, scale, bias, thresholds
 }}
 """
 
+_PACKED_CONV2D_UNIFORM = f"""
+PackedConv2dUniform <{_CONV_ATTRIBUTES}, reader_low, reader_inverse_step, reader_bits, reader_groups, reader_work>
+    (codes, bits, scale, bias) => (answer) {{
+{_WHOLE}{_CONVOLVE}
+  y = Clip (product, minimum, maximum)
+  answer = binarize.PackUniform <low: float = @reader_low, inverse_step: float = @reader_inverse_step,
+    bits: int = @reader_bits, groups: int = @reader_groups> (y)
+}}
+"""
+
 
 def _layer(name: str, attributes: str, product: str) -> dict[str, str]:
     """Return the bodies of a layer: with codes of one term and of several, without and with a residual."""
     made = {}
-    for terms, more, whole in (("", "", _WHOLE), ("Terms", ", steps", _WHOLE_OF_TERMS)):
+    for terms, more, whole in (("", "", _WHOLE), ("Terms", ", steps, main_term", _WHOLE_OF_TERMS)):
         for added in ("", "Add"):
             inputs = "codes, bits, scale, bias, residual" if added else "codes, bits, scale, bias"
             total, y = ("sum = Add (product, residual)", "sum") if added else ("", "product")
@@ -214,6 +233,7 @@ _BODIES: dict[str, str] = {
     "PackThresholds": _PACK_THRESHOLDS,
     "PackTerms": _PACK_TERMS,
     "PackedConv2dThreshold": _PACKED_CONV2D_THRESHOLD,
+    "PackedConv2dUniform": _PACKED_CONV2D_UNIFORM,
     **_layer("PackedConv2d", _CONV_ATTRIBUTES, _CONVOLVE),
     **_layer("PackedLinear", _INPUT_ATTRIBUTES, _MULTIPLY),
 }
@@ -229,5 +249,6 @@ def function_protos(used: set[str], opset: int) -> "list[FunctionProto]":
     import onnx.parser
 
     wanted = used | ({"UnpackWeight"} if any(name.startswith("Packed") for name in used) else set())
+    wanted |= {"PackUniform"} if "PackedConv2dUniform" in used else set()
     header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {VERSION}]>'
     return [onnx.parser.parse_function(header + body) for name, body in _BODIES.items() if name in wanted]

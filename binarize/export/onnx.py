@@ -14,6 +14,7 @@ from binarize.artifact.files import replacing
 from binarize.errors import ExportError, ModelError
 from binarize.export.clean import clean
 from binarize.export.functions import DOMAIN, VERSION, function_protos
+from binarize.export.hints import add_hints
 from binarize.export.stand_ins import with_stand_ins
 from binarize.layers.binary import binary_layers
 from binarize.passes.fuse import packed_layers
@@ -159,6 +160,7 @@ def _export(
     clean(program.model, output_names)
     model: ModelProto = onnx_ir.to_proto(program.model)
     _drop_twice_told(model)
+    add_hints(model)
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
     model.functions.extend(function_protos(used, opset))
     return model
