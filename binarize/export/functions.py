@@ -204,7 +204,8 @@ PackedConv2dUniform <{_CONV_ATTRIBUTES}, reader_low, reader_inverse_step, reader
 {_WHOLE}{_CONVOLVE}
   y = Clip (product, minimum, maximum)
   answer = binarize.PackUniform <low: float = @reader_low, inverse_step: float = @reader_inverse_step,
-    bits: int = @reader_bits, groups: int = @reader_groups> (y)
+    bits: int = @reader_bits, groups: int = @reader_groups, rows: int = 0, work: ints = @reader_work, x_inner: int = 0,
+    version: int = @version> (y)
 }}
 """
 
