@@ -1,9 +1,9 @@
 """Where the library of operations for ONNX Runtime lies. Imports nothing heavy, torch neither."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
-import binarize
 from binarize.errors import ExportError
 
 __all__ = ["onnxruntime_library"]
@@ -20,7 +20,9 @@ def onnxruntime_library() -> str:
     Raises:
         ExportError: this installation has no compiled kernels.
     """
-    found = next((path for folder in binarize.__path__ if (path := Path(folder) / "kernels" / _NAME).is_file()), None)
+    package = importlib.util.find_spec("binarize")
+    folders = [] if package is None else package.submodule_search_locations or []
+    found = next((path for folder in folders if (path := Path(folder) / "kernels" / _NAME).is_file()), None)
     if found is None:
         raise ExportError(
             f"cannot find {_NAME}: no compiled kernels are installed for {sys.platform}; "

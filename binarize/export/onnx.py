@@ -15,6 +15,7 @@ from binarize.errors import ExportError, ModelError
 from binarize.export.clean import clean
 from binarize.export.functions import DOMAIN, VERSION, function_protos
 from binarize.export.hints import add_hints
+from binarize.export.plain import to_plain
 from binarize.export.stand_ins import with_stand_ins
 from binarize.layers.binary import binary_layers
 from binarize.passes.fuse import packed_layers
@@ -37,11 +38,14 @@ def export_onnx(
     example_inputs: Any = None,
     opset: int = LEAST_OPSET,
     dynamic_batch: bool = True,
+    dynamic_size: bool = False,
+    portable: bool = False,
     check: bool = True,
 ) -> Path:
     """Write a packed network as one ONNX file: operations of the domain `binarize`, each with a body in standard ones.
 
-    The weights stay packed in the file; a runtime without kernels for the domain unpacks them when it loads the file.
+    The weights stay packed in the file. ONNX Runtime with `onnxruntime_library()` runs the operations by our kernels;
+    a runtime without kernels for the domain unpacks the weights when it loads the file.
 
     Args:
         net: packed network, as `pack` or `load` return it; left as it is.
@@ -50,6 +54,8 @@ def export_onnx(
             shape that the network was calibrated on.
         opset: version of the standard operations, at least 18.
         dynamic_batch: leave the first axis of every input open.
+        dynamic_size: leave height and width of every image open too; for networks that take any.
+        portable: write standard operations only, for runtimes that know neither functions nor our library.
         check: let the ONNX checker read the model and ONNX Runtime run it once before it is written.
 
     Returns:
@@ -63,8 +69,10 @@ def export_onnx(
     _require_exportable(net, record, opset)
     inputs = _inputs(example_inputs, record, dynamic_batch)
     named = _named_outputs(_run(net, inputs))
-    model = _export(net, inputs, list(named), opset, dynamic_batch)
+    model = _export(net, inputs, list(named), opset, _open_axes(inputs, dynamic_batch, dynamic_size))
     _describe(model, net, record)
+    if portable:
+        model = to_plain(model)
     if check:
         _check(model, inputs, named)
     return _write(model, Path(path))
@@ -137,24 +145,31 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
     return iter(())
 
 
+def _open_axes(inputs: tuple[Any, ...], batch: bool, size: bool) -> tuple[Any, ...] | None:
+    """Return which axes of each input stay open, by name; None where all are fixed."""
+    if not batch and not size:
+        return None
+    first = {0: torch.export.Dim("batch")} if batch else {}
+    both = {2: torch.export.Dim("height"), 3: torch.export.Dim("width")} if size else {}
+    return tuple((first | (both if x.dim() == 4 else {})) if isinstance(x, Tensor) else None for x in inputs)
+
+
 def _export(
-    net: nn.Module, inputs: tuple[Any, ...], output_names: Sequence[str], opset: int, dynamic_batch: bool
+    net: nn.Module, inputs: tuple[Any, ...], output_names: Sequence[str], opset: int, axes: tuple[Any, ...] | None
 ) -> "ModelProto":
     import onnx_ir
 
-    batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} if dynamic_batch and isinstance(x, Tensor) else None for x in inputs)
     stand_ins = with_stand_ins(net).eval()
     try:
         with warnings.catch_warnings():
             # torch.onnx says so for each further input whose batch is, as it must be, the batch of the first
-            warnings.filterwarnings("ignore", "# The axis name: batch will not be used", UserWarning)
+            warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
             program = torch.onnx.export(
                 stand_ins, inputs, dynamo=True, opset_version=opset, optimize=False, verbose=False,
-                dynamic_shapes=shapes if dynamic_batch else None,
+                dynamic_shapes=axes,
             )  # fmt: skip
     except Exception as cause:  # torch.onnx raises whatever stopped it
-        hint = "; try dynamic_batch=False" if dynamic_batch else ""
+        hint = "; try fewer open axes: dynamic_batch=False or dynamic_size=False" if axes else ""
         raise ExportError(f"cannot export {type(net).__name__} to ONNX: {_root_cause(cause)}{hint}") from cause
     assert program is not None
     clean(program.model, output_names)
