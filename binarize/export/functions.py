@@ -15,8 +15,7 @@ __all__ = ["DOMAIN", "VERSION", "function_protos"]
 DOMAIN = "binarize"
 VERSION = 1
 
-# Clamping before the cast, which truncates, is the floor of the definition: below 0 both give 0, above the largest code
-# both give it, and between them truncation is the floor.
+# The floor is there although ONNX casts by truncation, which is the same above 0: not every runtime does.
 _PACK_UNIFORM = """
 PackUniform <low, inverse_step, bits, groups, rows, work, x_inner, version> (x) => (codes) {
   low = Constant <value_float: float = @low> ()
@@ -33,7 +32,8 @@ PackUniform <low, inverse_step, bits, groups, rows, work, x_inner, version> (x) 
   steps = Mul (from_low, inverse)
   raised = Add (steps, half)
   clamped = Clip (raised, zero, largest)
-  codes = Cast <to: int = 2> (clamped)
+  whole = Floor (clamped)
+  codes = Cast <to: int = 2> (whole)
 }
 """
 
@@ -65,6 +65,7 @@ PackTerms <groups, bits, rows, work, x_inner, version> (x, thresholds) => (codes
 }
 """
 
+# Bits are taken from bytes in floating point, where numbers below 256 are exact: not every runtime shifts bytes right.
 # Row t of `powers` holds 2**i at the planes of term t and 0 elsewhere; sums of such products are whole numbers below
 # 256, and therefore exact in floating point. A term without planes gets 0 from them, and the constant 1 after that.
 _UNPACK_WEIGHT = """
@@ -80,19 +81,22 @@ UnpackWeight <weight_shape, weight_terms> (bits, scale) => (weight) {
   zero = Constant <value_float: float = 0.0> ()
   one = Constant <value_float: float = 1.0> ()
   two = Constant <value_float: float = 2.0> ()
-  positions_64 = Constant <value_ints: ints = [0, 1, 2, 3, 4, 5, 6, 7]> ()
-  positions = Cast <to: int = 2> (positions_64)
-  mask = Cast <to: int = 2> (i1)
+  half = Constant <value_float: float = 0.5> ()
+  places = Constant <value_floats: floats = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]> ()
   bytes = Unsqueeze (bits, axis_3)
-  shifted = BitShift <direction: string = "RIGHT"> (bytes, positions)
-  digits_8 = BitwiseAnd (shifted, mask)
+  byte_values = Cast <to: int = 1> (bytes)
+  parts_of_byte = Div (byte_values, places)
+  shifted = Floor (parts_of_byte)
+  halves = Mul (shifted, half)
+  above = Floor (halves)
+  evens = Mul (above, two)
+  digits_8 = Sub (shifted, evens)
   join_bytes = Constant <value_ints: ints = [0, 0, -1]> ()
   digits_spare = Reshape (digits_8, join_bytes)
   last = Constant <value_ints: ints = [9223372036854775807]> ()
   tail = Slice (shape, axis_1, last)
   depth = ReduceProd <keepdims: int = 1> (tail)
-  digits_kept = Slice (digits_spare, axis_0, depth, axis_2)
-  digits = Cast <to: int = 1> (digits_kept)
+  digits = Slice (digits_spare, axis_0, depth, axis_2)
   twice = Mul (digits, two)
   signs = Sub (one, twice)
   first_plane = CumSum <exclusive: int = 1> (terms, i0)
@@ -138,13 +142,19 @@ _WHOLE_OF_TERMS = """
   i0 = Constant <value_int: int = 0> ()
   i1 = Constant <value_int: int = 1> ()
   planes = Constant <value_int: int = @activation_bits> ()
-  mask = Cast <to: int = 2> (i1)
-  places_64 = Range (i0, planes, i1)
-  places = Cast <to: int = 2> (places_64)
+  half = Constant <value_float: float = 0.5> ()
+  two = Constant <value_float: float = 2.0> ()
+  places = Range (i0, planes, i1)
+  exponents = Cast <to: int = 1> (places)
+  powers = Pow (two, exponents)
   column = Unsqueeze (codes, last)
-  shifted = BitShift <direction: string = "RIGHT"> (column, places)
-  digits_8 = BitwiseAnd (shifted, mask)
-  digits = Cast <to: int = 1> (digits_8)
+  code_values = Cast <to: int = 1> (column)
+  parts_of_code = Div (code_values, powers)
+  shifted = Floor (parts_of_code)
+  halves = Mul (shifted, half)
+  above = Floor (halves)
+  evens = Mul (above, two)
+  digits = Sub (shifted, evens)
   steps = Constant <value_floats: floats = @steps> ()
   main_step = Constant <value_float: float = @step> ()
   multiples = Div (steps, main_step)

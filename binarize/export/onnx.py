@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LEAST_OPSET", "export_onnx"]
 
-LEAST_OPSET = 18  # the first that has BitwiseAnd
+LEAST_OPSET = 18  # the first with ReduceSum, ReduceProd and Slice as the bodies use them
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def _require_exportable(net: nn.Module, record: Record | None, opset: int) -> No
     name = type(net).__name__
     if opset < LEAST_OPSET:
         raise ExportError(
-            f"cannot export {name} to ONNX opset {opset}: it has no BitwiseAnd; use {LEAST_OPSET} or later"
+            f"cannot export {name} to ONNX opset {opset}: the operations' bodies need {LEAST_OPSET} or later"
         )
     if any(True for _ in binary_layers(net)):
         raise ExportError(f"cannot export {name} to ONNX: it is in training form; pack it first: binarize.pack(net)")
