@@ -206,7 +206,17 @@ def _describe(model: "ModelProto", net: nn.Module, record: Record | None) -> Non
         notes = {"binarize.scheme": record.recipe.scheme, "binarize.recipe": json.dumps(record.recipe.to_dict())}
         if record.source.get("sha256"):
             notes["binarize.source_sha256"] = str(record.source["sha256"])
+        notes["binarize.provenance"] = json.dumps(_provenance(record))
         onnx.helper.set_model_props(model, notes)
+
+
+def _provenance(record: Record) -> dict[str, Any]:
+    """Return what made the network, without anything that tells where files lay."""
+    told = {key: record.source[key] for key in ("kind", "arch", "versions") if record.source.get(key) is not None}
+    numbers = {
+        key: value for key, value in record.metrics.items() if isinstance(value, int | float) and value == value
+    }
+    return told | {"input_shape": record.input_shape, "metrics": numbers}
 
 
 def _check(model: "ModelProto", inputs: tuple[Any, ...], named: dict[str, Tensor]) -> None:
