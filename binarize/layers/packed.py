@@ -221,24 +221,31 @@ class PackedLayer(nn.Module, abc.ABC):
         geometry, low = self.geometry, self.activation.low
         if low == 0.0:
             return self.bias.unsqueeze(0), None, None
-        taps = self._tap_sums()
         if geometry.padding == (0, 0):
-            return (self.bias + (low * taps.sum((1, 2))).float()).unsqueeze(0), None, None
+            inside = torch.ones(1, 1, dtype=torch.float64, device=self.bias.device)
+            return self._border_bias(*(inside.expand(1, size) for size in geometry.kernel)), None, None
         out = geometry.output_size(height, width)
         (row, rows_valid), (column, columns_valid) = (
             axis_classes((height, width)[axis], out[axis], *geometry.axis(axis)) for axis in (0, 1)
         )
-        sums = torch.einsum("oyx,ry,cx->rco", taps, rows_valid.to(taps), columns_valid.to(taps))
-        table = self.bias.double() + low * sums.flatten(0, 1)
         device = self.bias.device
-        return table.float(), (row * len(columns_valid)).int().to(device), column.int().to(device)
+        table = self._border_bias(rows_valid.double().to(device), columns_valid.double().to(device))
+        return table, (row * len(columns_valid)).int().to(device), column.int().to(device)
 
     @final
-    def _tap_sums(self) -> Tensor:
-        """Sum of the weight's value per output and tap, ``(o, kh, kw)`` float64."""
+    def _border_bias(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return bias plus what `low` adds where the taps ``(r, kh)`` and ``(c, kw)`` are inside: ``(r x c, o)``.
+
+        Sums of the odd weights are whole and therefore exact in any order; the terms are added one after the other, so
+        that every runtime that does the same (kernels/native/onnxruntime) finds the same bits.
+        """
+        sums = torch.einsum("toyx,ry,cx->trco", self.odd().sum(2).double(), rows, columns).flatten(1, 2)
         unit = self.scale[self.activation.main :: len(self.activation.step)].double()
         unit = unit / self.activation.step[self.activation.main]
-        return (unit.unsqueeze(2).unsqueeze(3) * self.odd().sum(2).double()).sum(0)
+        total = torch.zeros_like(sums[0])
+        for term in range(len(unit)):
+            total = total + unit[term] * sums[term]
+        return (self.bias.double() + self.activation.low * total).float()
 
     def config(self) -> dict[str, Any]:
         """Return what `from_config` needs beside the buffers."""
