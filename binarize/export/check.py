@@ -1,8 +1,8 @@
 """Does an exported file decide as the packed network does? Both are run on the same images."""
 
 import dataclasses
-import os
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
@@ -142,4 +142,3 @@ def _first(value: Any) -> Tensor:
         return value
     items: Sequence[Any] = list(value.values()) if isinstance(value, dict) else list(value)
     return _first(items[0])
-

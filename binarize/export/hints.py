@@ -24,7 +24,7 @@ _RESIDUAL = 4  # which input of an operation with `Add` in its name
 
 class _Reader(NamedTuple):
     node: "NodeProto"
-    index: int
+    place: int  # of the value among the node's inputs
 
 
 def add_hints(model: "ModelProto") -> None:
@@ -71,8 +71,8 @@ def _require_ours(node: "NodeProto", readers: list[_Reader], is_output: bool) ->
     other = next((reader.node.op_type for reader in readers if reader.node.domain != DOMAIN), None)
     if other is not None or is_output:
         raise ExportError(
-            f"cannot export {node.name!r} to ONNX: its codes go to {other or 'the output'}, which reads floats; keep the "
-            "layer that reads them at full precision"
+            f"cannot export {node.name!r} to ONNX: its codes go to {other or 'the output'}, which reads floats; "
+            "keep the layer that reads them at full precision"
         )
 
 
@@ -112,8 +112,8 @@ def _takes_inner(reader: _Reader) -> bool:
     if node.domain != DOMAIN:
         return False
     if _is_layer(node):
-        return node.op_type.startswith("PackedConv2d") and reader.index == _RESIDUAL
-    return reader.index == 0 and not _attributes(node)["rows"]
+        return node.op_type.startswith("PackedConv2d") and reader.place == _RESIDUAL
+    return reader.place == 0 and not _attributes(node)["rows"]
 
 
 def _attributes(node: "NodeProto") -> dict[str, Any]:

@@ -213,9 +213,7 @@ def _describe(model: "ModelProto", net: nn.Module, record: Record | None) -> Non
 def _provenance(record: Record) -> dict[str, Any]:
     """Return what made the network, without anything that tells where files lay."""
     told = {key: record.source[key] for key in ("kind", "arch", "versions") if record.source.get(key) is not None}
-    numbers = {
-        key: value for key, value in record.metrics.items() if isinstance(value, int | float) and value == value
-    }
+    numbers = {key: value for key, value in record.metrics.items() if isinstance(value, int | float) and value == value}
     return told | {"input_shape": record.input_shape, "metrics": numbers}
 
 

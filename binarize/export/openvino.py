@@ -1,9 +1,9 @@
 """`export_openvino`: a packed network as OpenVINO's intermediate representation, an .xml and a .bin.
 
 It is made of the plain ONNX form. Convolutions of one plane by one plane become `BinaryConvolution` where that computes
-the very same sums in OpenVINO's CPU plugin, found by trial and tested: images of fixed shape, one group, a multiple of 32
-channels. The plugin leaves padded taps out where the pad value is 0, which is what zero padding
-means here. All else stays standard operations on weights that are bits in the file.
+the very same sums in OpenVINO's CPU plugin, found by trial and tested: images of fixed shape, one group, a multiple of
+32 channels. The plugin leaves padded taps out where the pad value is 0, which is what zero padding means here. All else
+stays standard operations on weights that are bits in the file.
 """
 
 import os
@@ -53,7 +53,9 @@ def export_openvino(
     """
     path = Path(path)
     if path.suffix != ".xml":
-        raise ExportError(f"cannot write OpenVINO IR to {path}: its weights go into a .bin beside an .xml; end it in .xml")
+        raise ExportError(
+            f"cannot write OpenVINO IR to {path}: its weights go into a .bin beside an .xml; end it in .xml"
+        )
     openvino = _openvino()
     with tempfile.TemporaryDirectory() as folder:
         plain = export_onnx(
@@ -98,7 +100,9 @@ def _openvino() -> Any:
     try:
         import openvino
     except ImportError as cause:
-        raise ExportError("cannot write OpenVINO IR: openvino is not installed; pip install 'binarize[openvino]'") from cause
+        raise ExportError(
+            "cannot write OpenVINO IR: openvino is not installed; pip install 'binarize[openvino]'"
+        ) from cause
     return openvino
 
 
@@ -107,9 +111,7 @@ def _use_binary(openvino: Any, model: Any, layers: dict[str, PackedLayer]) -> No
     for convolution in list(_convolutions(model)):
         layer = layers.get(convolution.get_friendly_name().removesuffix("/WithoutBiases"))
         if layer is not None and why_not_binary(layer) is None:
-            made = _binary(openvino, convolution, layer)
-            made.set_friendly_name(convolution.get_friendly_name())
-            convolution.output(0).replace(made.output(0))
+            convolution.output(0).replace(_binary(openvino, convolution, layer).output(0))
     model.validate_nodes_and_infer_types()
 
 
@@ -137,6 +139,7 @@ def _binary(openvino: Any, convolution: Any, layer: PackedLayer) -> Any:
     filters = opset13.constant(bits)
     pads, strides, dilations = (list(pair) for pair in (geometry.padding, geometry.stride, geometry.dilation))
     products = opset13.binary_convolution(digits, filters, strides, pads, pads, dilations, "xnor-popcount", 0.0)
+    products.set_friendly_name(convolution.get_friendly_name())
     height, width = list(convolution.input_value(0).get_shape())[2:]
     ones = opset13.broadcast(constant(1.0), opset13.constant(np.array([1, 1, height, width], np.int64)))
     sums = opset13.constant(odd.sum(1, keepdim=True).float().numpy())

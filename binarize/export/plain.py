@@ -81,7 +81,7 @@ def _resolved(attribute: "AttributeProto", given: "dict[str, AttributeProto]") -
     """Return an attribute of a body's node with the value that the calling node gives it."""
     if not attribute.ref_attr_name:
         return attribute
-    made = _copy(given[attribute.ref_attr_name])
+    made: AttributeProto = _copy(given[attribute.ref_attr_name])
     made.name = attribute.name
     return made
 

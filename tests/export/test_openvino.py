@@ -20,7 +20,9 @@ from binarize.export.openvino import export_openvino, open_openvino
 
 def packed(scheme, *layers):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 1), nn.ReLU(), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 5)
+    )
     return pack(convert(model.eval(), torch.randn(8, 3, 15, 14), recipe=Recipe(scheme=scheme, smallest=1)))
 
 
