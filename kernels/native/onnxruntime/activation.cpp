@@ -115,7 +115,8 @@ std::unique_ptr<Kernel> make_pack_uniform(const Node& node) {
 std::unique_ptr<Kernel> make_pack_thresholds(const Node& node) {
   const Tensor stored = node.constant(1, "thresholds", Type::number);
   const int64_t size = count(stored.sizes);
-  node.require(!stored.sizes.empty() && size > 0 && size == stored.sizes[0], "thresholds have the shape " + text(stored.sizes));
+  node.require(!stored.sizes.empty() && size > 0 && size == stored.sizes[0],
+               "thresholds have the shape " + text(stored.sizes));
   std::vector<float> levels(stored.as<float>(), stored.as<float>() + size);
   return activation(node, Packing::thresholds(node, std::move(levels), 1, node.integer("groups", 1, kMostGroups),
                                               work_of(node, "work")));
@@ -125,8 +126,9 @@ std::unique_ptr<Kernel> make_pack_thresholds(const Node& node) {
 std::unique_ptr<Kernel> make_pack_terms(const Node& node) {
   const Tensor stored = node.constant(1, "thresholds", Type::number);
   const int64_t digits = node.integer("bits", 1, 8), size = count(stored.sizes);
-  node.require(stored.sizes.size() >= 2 && size > 0 && stored.sizes.back() == digits && size == stored.sizes[0] * digits,
-               "thresholds have the shape " + text(stored.sizes));
+  node.require(
+      stored.sizes.size() >= 2 && size > 0 && stored.sizes.back() == digits && size == stored.sizes[0] * digits,
+      "thresholds have the shape " + text(stored.sizes));
   const int64_t columns = size / digits;
   std::vector<float> levels(static_cast<size_t>(size));
   for (int64_t digit = 0; digit < digits; ++digit)

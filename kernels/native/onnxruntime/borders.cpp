@@ -96,8 +96,8 @@ std::shared_ptr<const Tables> Borders::make(int64_t h, int64_t w, int64_t out_h,
 // The whole number at which the digit changes, by bisecting the float32 expression that the comparison replaces.
 void Borders::compare(Tables& tables) const {
   const size_t outputs = static_cast<size_t>(sizes_.outputs);
-  const int64_t most = sizes_.depth() * ((int64_t{1} << sizes_.weight_terms[0]) - 1) *
-                       ((int64_t{1} << sizes_.activation_terms[0]) - 1);
+  const int64_t most =
+      sizes_.depth() * ((int64_t{1} << sizes_.weight_terms[0]) - 1) * ((int64_t{1} << sizes_.activation_terms[0]) - 1);
   const bool shared = affine_.thresholds.size() == 1;
   for (size_t at = 0; at < tables.bias.size(); ++at) {
     const size_t output = at % outputs;
@@ -115,8 +115,7 @@ void Borders::compare(Tables& tables) const {
       const int64_t middle = below + (above - below) / 2;
       (digit(static_cast<float>(middle)) != (scale < 0) ? above : below) = middle;
     }
-    if (scale == 0)
-      above = digit(0.0f) ? std::numeric_limits<int32_t>::min() : std::numeric_limits<int32_t>::max();
+    if (scale == 0) above = digit(0.0f) ? std::numeric_limits<int32_t>::min() : std::numeric_limits<int32_t>::max();
     tables.thresholds.push_back(static_cast<int32_t>(above));
   }
 }

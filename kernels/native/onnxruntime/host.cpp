@@ -1,7 +1,5 @@
 #include "host.h"
 
-
-
 namespace binarize::ort {
 namespace {
 

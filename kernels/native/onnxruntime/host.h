@@ -50,7 +50,7 @@ class Node final {
   int64_t integer(const char* attribute, int64_t least, int64_t most) const;
   int64_t integer_or(const char* attribute, int64_t otherwise) const;
   std::vector<float> numbers(const char* attribute) const;
-  Sizes integers(const char* attribute) const;     // must be there
+  Sizes integers(const char* attribute) const;  // must be there
   Sizes integers_or_none(const char* attribute) const;
   Tensor constant(size_t index, const char* what, Type type) const;
 

@@ -53,10 +53,11 @@ void require_room(const Node& node, const LayerSizes& sizes) {
   const int64_t planes = sizes.weight_planes();
   node.require(planes >= 1 && planes <= kMaxPlanes && sizes.weight_terms.size() <= static_cast<size_t>(kMaxPlanes),
                "its weight has " + std::to_string(planes) + " planes");
-  node.require(product_fits({sizes.kernel_h, sizes.kernel_w, sizes.channels, sizes.groups}) &&
-                   product_fits({sizes.kernel_h, sizes.kernel_w, sizes.words(true), (sizes.outputs + 63) / 32 * 32, planes}) &&
-                   product_fits({sizes.dilation_h, sizes.kernel_h}) && product_fits({sizes.dilation_w, sizes.kernel_w}),
-               "its weight is too large");
+  node.require(
+      product_fits({sizes.kernel_h, sizes.kernel_w, sizes.channels, sizes.groups}) &&
+          product_fits({sizes.kernel_h, sizes.kernel_w, sizes.words(true), (sizes.outputs + 63) / 32 * 32, planes}) &&
+          product_fits({sizes.dilation_h, sizes.kernel_h}) && product_fits({sizes.dilation_w, sizes.kernel_w}),
+      "its weight is too large");
   int widest = 0, digits = 0;
   for (const int planes_of : sizes.weight_terms) widest = planes_of > widest ? planes_of : widest;
   for (const int planes_of : sizes.activation_terms) digits = planes_of > digits ? planes_of : digits;
@@ -146,7 +147,8 @@ class Layer final : public Kernel {
     if (kind_.ending == Ending::thresholds) {
       const Tensor stored = node.constant(4, "thresholds", Type::number);
       const int64_t size = count(stored.sizes);
-      node.require(size == 1 || stored.sizes == Sizes{sizes_.outputs, 1, 1}, "thresholds have the shape " + text(stored.sizes));
+      node.require(size == 1 || stored.sizes == Sizes{sizes_.outputs, 1, 1},
+                   "thresholds have the shape " + text(stored.sizes));
       affine.thresholds.assign(stored.as<float>(), stored.as<float>() + size);
     }
     return affine;
@@ -161,8 +163,8 @@ class Layer final : public Kernel {
     }
     const int64_t groups = node.integer("reader_groups", 1, sizes_.outputs), bits = node.integer("reader_bits", 1, 8);
     node.require(sizes_.outputs % groups == 0, "its reader's groups do not divide its output channels");
-    reader_ = std::make_unique<Packing>(Packing::uniform(node, node.number("reader_low"), node.number("reader_inverse_step"),
-                                                         bits, groups, work));
+    reader_ = std::make_unique<Packing>(
+        Packing::uniform(node, node.number("reader_low"), node.number("reader_inverse_step"), bits, groups, work));
   }
 
   void make_borders(const Node& node, const uint8_t* bits) {
@@ -170,7 +172,8 @@ class Layer final : public Kernel {
     const std::vector<float> steps = kind_.terms ? node.numbers("steps") : std::vector<float>{node.number("step")};
     node.require(steps.size() == sizes_.activation_terms.size(), "it has " + std::to_string(steps.size()) + " steps");
     // Scales divided by the step of the main term are the units of the weight.
-    const size_t main = kind_.terms ? static_cast<size_t>(node.integer("main_term", 0, static_cast<int64_t>(steps.size()) - 1)) : 0;
+    const size_t main =
+        kind_.terms ? static_cast<size_t>(node.integer("main_term", 0, static_cast<int64_t>(steps.size()) - 1)) : 0;
     const size_t outputs = static_cast<size_t>(sizes_.outputs);
     std::vector<double> unit;
     for (size_t term = 0; low != 0 && term < sizes_.weight_terms.size(); ++term)
@@ -206,7 +209,8 @@ class Layer final : public Kernel {
 
   Sizes value_sizes(const Conv2d& conv, const Sizes& x, bool inner) const {
     if (kind_.image)
-      return inner ? Sizes{conv.n, conv.out_h, conv.out_w, sizes_.outputs} : Sizes{conv.n, sizes_.outputs, conv.out_h, conv.out_w};
+      return inner ? Sizes{conv.n, conv.out_h, conv.out_w, sizes_.outputs}
+                   : Sizes{conv.n, sizes_.outputs, conv.out_h, conv.out_w};
     Sizes made(x.begin(), x.end() - 3);
     made.push_back(sizes_.outputs);
     return made;

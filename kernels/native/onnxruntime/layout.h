@@ -44,7 +44,8 @@ void transpose_tile(const T* from, int64_t rows, int64_t columns, int64_t from_s
   }
 #endif
   for (; row < rows; ++row)
-    for (int64_t column = 0; column < columns; ++column) to[column * to_stride + row] = from[row * from_stride + column];
+    for (int64_t column = 0; column < columns; ++column)
+      to[column * to_stride + row] = from[row * from_stride + column];
 }
 
 template <class T>

@@ -16,7 +16,6 @@ constexpr LayerKind image(bool terms, bool residual, Ending ending = Ending::val
 }
 constexpr LayerKind rows(bool terms, bool residual) { return {false, terms, residual, Ending::values}; }
 
-
 struct Row {
   const char* name;
   size_t inputs;

@@ -34,8 +34,8 @@ const Level* multiplier_or_null(bool codes) {
   const char* forced = asked("BINARIZE_KERNEL");
   std::string known;
   for (int i = 0; i < kLevelCount; ++i) known += std::string(i == 0 ? "" : ", ") + kLevels[i].name;
-  node.refuse(std::string("no kernel here takes ") + form + (forced ? std::string(", BINARIZE_KERNEL is ") + forced : "") +
-              "; this library has " + known);
+  node.refuse(std::string("no kernel here takes ") + form +
+              (forced ? std::string(", BINARIZE_KERNEL is ") + forced : "") + "; this library has " + known);
 }
 
 // Products per nanosecond of one thread, of the quickest of some turns.

@@ -71,7 +71,8 @@ int most_threads() {
 void* held(Held kind, size_t bytes) {
   thread_local Memory memories[static_cast<size_t>(Held::kinds)];
   void* memory = memories[static_cast<size_t>(kind)].take(bytes == 0 ? 64 : bytes);
-  if (memory == nullptr) throw Refusal{"cannot run a packed layer: there is no memory for " + std::to_string(bytes) + " bytes"};
+  if (memory == nullptr)
+    throw Refusal{"cannot run a packed layer: there is no memory for " + std::to_string(bytes) + " bytes"};
   return memory;
 }
 

@@ -103,8 +103,7 @@ Words fold_weight(const LayerSizes& sizes, const uint8_t* bits) {
         return to + (tap * quads + channel / 4) * kBlock * 4 + channel % 4;
       };
       for (int64_t tap = 0; tap < taps; ++tap)
-        for (int64_t channel = 0; channel < sizes.channels; ++channel)
-          *at(channel, tap) = static_cast<int8_t>(-half);
+        for (int64_t channel = 0; channel < sizes.channels; ++channel) *at(channel, tap) = static_cast<int8_t>(-half);
       for (int place = 0; place < planes; ++place)
         each_set(bits + ((plane + place) * sizes.outputs + output) * row_bytes, sizes,
                  [=](int64_t channel, int64_t tap) {
