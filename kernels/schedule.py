@@ -1,8 +1,8 @@
 """Schedules: the kernel calls of a stretch of a network, planned once for given sizes and run as one native call.
 
-A `Draft` collects calls and the tensors between them; `Draft.finish` gives every tensor its place, in one arena that the
-calls reuse, and builds the native schedule. Nothing is allocated from call to call but the outputs, which the caller
-keeps. The kernels are those behind ``torch.ops.binarize.*``, so a packed layer gives the same bits here and there.
+A `Draft` collects calls and the tensors between them; `Draft.finish` gives every tensor its place, in one arena that
+the calls reuse, and builds the native schedule. Nothing is allocated from call to call but the outputs, which the
+caller keeps. The kernels are those behind ``torch.ops.binarize.*``, so a packed layer gives the same bits here and there.
 """
 
 import dataclasses

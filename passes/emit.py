@@ -1,23 +1,36 @@
-"""How a node of a packed graph becomes kernel calls of a schedule; what cannot is left to torch, with the reason."""
+"""Operations of a packed graph as kernel calls of a schedule. `binarize.passes.match` finds them."""
 
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import inf, prod
 from typing import Any, final
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from binarize.errors import ModelError
 from binarize.kernels import steps
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 from binarize.kernels.schedule import Draft, Value
 from binarize.layers.packed import PackActivation, PackedConv2d, PackedLinear
-from binarize.passes.operations import add_of, clamp_of, is_inplace, module_of
 
-__all__ = ["Operation", "operation_of"]
+__all__ = [
+    "Addition",
+    "Clamp",
+    "Flatten",
+    "FloatConvolution",
+    "FloatRows",
+    "Mean",
+    "Operation",
+    "PackedConvolution",
+    "PackedRows",
+    "Packing",
+    "Pooling",
+    "Same",
+    "problem_of",
+]
 
 Values = Mapping[fx.Node, Value]
 FORMS = {"popcount": torch.empty(0, dtype=torch.int32), "int8": torch.empty(0, dtype=torch.uint8)}
@@ -54,7 +67,8 @@ def _image(value: Value, name: str) -> Value:
     return value
 
 
-def _problem(layer: PackedConv2d | PackedLinear, route: str) -> Conv2dProblem:
+def problem_of(layer: PackedConv2d | PackedLinear, route: str) -> Conv2dProblem:
+    """Return the problem of a layer; the same object for the same sizes, as problems are compared by identity."""
     return _known(layer.geometry, route)
 
 
@@ -114,7 +128,7 @@ class PackedConvolution(Operation):
                 raise ModelError(f"cannot schedule {name!r}: it pads its floats by {layer.padding_mode}")
             x = _emit_packing(draft, layer.activation, _image(x, name))
         height, width = x.shape[1:3]
-        problem, weight = _problem(layer, _route_of(x)), layer.prepared(FORMS[_route_of(x)])
+        problem, weight = problem_of(layer, _route_of(x)), layer.prepared(FORMS[_route_of(x)])
         if x.shape[3:] != problem.x_shape:
             raise ModelError(f"cannot schedule {name!r}: its input is {x}")
         table, row, column = layer.tables(height, width)
@@ -164,7 +178,7 @@ class PackedRows(Operation):
         route = _route_of(x)
         planes = dataclasses.replace(x, shape=(1, 1, prod(leading), *x.shape[-3:]))
         y = steps.conv2d(
-            draft, _problem(layer, route), planes, layer.prepared(FORMS[route]), layer.scale, layer.tables(1, 1)[0],
+            draft, problem_of(layer, route), planes, layer.prepared(FORMS[route]), layer.scale, layer.tables(1, 1)[0],
             (None, None), None, (layer.minimum, layer.maximum),
         )  # fmt: skip
         return dataclasses.replace(y, shape=(*leading, layer.geometry.out_channels), channels_last=False)
@@ -322,140 +336,3 @@ class Same(Operation):
     def emit(self, draft: Draft, values: Values) -> Value:
         """Add nothing."""
         return values[self.node.args[0]]  # type: ignore[index]
-
-
-def operation_of(gm: fx.GraphModule, node: fx.Node) -> Operation | str:
-    """Return what ``node`` computes in a schedule, or why it is left to torch."""
-    found = _operation(gm, node)
-    if isinstance(found, str):
-        return found
-    if is_inplace(gm, node) and not _owns_input(gm, node):
-        return "it writes over a tensor that others may read"
-    if not found.makes_new and any(is_inplace(gm, user) for user in node.users):
-        return "what reads it writes over its input"
-    return found
-
-
-def _owns_input(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the tensor that ``node`` writes over was made for it alone, so that a new one may be given instead."""
-    source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node) or len(source.users) > 1:
-        return False
-    found = _operation(gm, source)
-    return not isinstance(found, str) and found.makes_new
-
-
-def _operation(gm: fx.GraphModule, node: fx.Node) -> Operation | str:
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        return f"{node.target} takes no tensor by position"
-    bounds, terms = clamp_of(gm, node), add_of(node)
-    if terms is not None:
-        return Addition(node, terms, *_clamp_after(gm, node))
-    if bounds is not None:
-        feeder = node.args[0]
-        taken = _operation(gm, feeder) if feeder.op != "placeholder" else None
-        return Same(node) if isinstance(taken, Operation) and taken.absorbed is node else Clamp(node, feeder, bounds)
-    module = module_of(gm, node)
-    if module is None:
-        return Flatten(node) if _is_flatten(node) else f"{_name(node.target)} has no kernel"
-    made = _MODULES.get(type(module))
-    return f"{type(module).__name__} has no kernel" if made is None else made(gm, node, module)
-
-
-def _name(target: object) -> str:
-    return str(getattr(target, "__name__", target))
-
-
-def _is_flatten(node: fx.Node) -> bool:
-    known = {torch.flatten, torch.ops.aten.flatten.using_ints}
-    return (node.target in known or node.target == "flatten") and tuple(node.args[1:]) == (1,) and not node.kwargs
-
-
-def _clamp_after(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, tuple[float, float]]:
-    """Return the clamp that is the only reader of ``node``, and its bounds."""
-    user = next(iter(node.users)) if len(node.users) == 1 else None
-    bounds = clamp_of(gm, user)
-    reads_it = user is not None and bool(user.args) and user.args[0] is node
-    return (user, bounds) if user is not None and reads_it and bounds is not None else (None, (-inf, inf))
-
-
-def _packed_conv(gm: fx.GraphModule, node: fx.Node, layer: PackedConv2d) -> Operation | str:
-    if any(layer.crop):
-        return "its output is cropped"
-    return _if_compiled(layer) or PackedConvolution(node, layer)
-
-
-def _packed_linear(gm: fx.GraphModule, node: fx.Node, layer: PackedLinear) -> Operation | str:
-    if len(node.args) > 1:
-        return "it adds to rows"
-    return _if_compiled(layer) or PackedRows(node, layer)
-
-
-def _if_compiled(layer: PackedConv2d | PackedLinear) -> str | None:
-    return steps.why_not_conv2d(_problem(layer, layer.activation.route))
-
-
-def _float_conv(gm: fx.GraphModule, node: fx.Node, conv: nn.Conv2d) -> Operation | str:
-    spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    if conv.padding_mode != "zeros":
-        return f"it pads by {conv.padding_mode}"
-    if conv.padding == "same" and any(span % 2 for span in spans):
-        return "it pads unevenly"
-    if not _is_float(conv.weight, conv.bias):
-        return "its weights are not float32 on the CPU"
-    if conv.groups > 1 and not steps.is_depthwise(conv) and conv.out_channels // conv.groups < 16:
-        return "its groups are too narrow"
-    return FloatConvolution(node, conv, *_clamp_after(gm, node))
-
-
-def _float_linear(gm: fx.GraphModule, node: fx.Node, linear: nn.Linear) -> Operation | str:
-    known = _is_float(linear.weight, linear.bias)
-    return FloatRows(node, linear) if known else "its weights are not float32 on the CPU"
-
-
-def _is_float(*tensors: Tensor | None) -> bool:
-    return all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-def _max_pool(gm: fx.GraphModule, node: fx.Node, module: nn.MaxPool2d) -> Operation | str:
-    if module.ceil_mode or module.return_indices:
-        return "it pools by ceil_mode or gives indices"
-    fields = module.kernel_size, module.stride, module.padding, module.dilation
-    return Pooling(node, tuple(size for field in fields for size in _pair(field)), largest=True)
-
-
-def _average_pool(gm: fx.GraphModule, node: fx.Node, module: nn.AvgPool2d) -> Operation | str:
-    if module.ceil_mode:
-        return "it pools by ceil_mode"
-    fields = module.kernel_size, module.stride, module.padding, 1
-    window = tuple(size for field in fields for size in _pair(field))
-    return Pooling(node, window, False, module.count_include_pad, module.divisor_override)
-
-
-def _adaptive_pool(gm: fx.GraphModule, node: fx.Node, module: nn.AdaptiveAvgPool2d) -> Operation | str:
-    return Mean(node) if module.output_size in (1, (1, 1)) else "it pools to more than one pixel"
-
-
-def _dropout(gm: fx.GraphModule, node: fx.Node, module: nn.Dropout) -> Operation | str:
-    return "it drops values in training" if module.training else Same(node)
-
-
-_MODULES: dict[type[nn.Module], Callable[[fx.GraphModule, fx.Node, Any], Operation | str]] = {
-    PackActivation: lambda gm, node, module: Packing(node, module),
-    PackedConv2d: _packed_conv,
-    PackedLinear: _packed_linear,
-    nn.Conv2d: _float_conv,
-    nn.Linear: _float_linear,
-    nn.MaxPool2d: _max_pool,
-    nn.AvgPool2d: _average_pool,
-    nn.AdaptiveAvgPool2d: _adaptive_pool,
-    nn.Flatten: lambda gm, node, module: (
-        Flatten(node) if (module.start_dim, module.end_dim) == (1, -1) else "it keeps dimensions"
-    ),
-    nn.Dropout: _dropout,
-    nn.Identity: lambda gm, node, module: Same(node),
-}

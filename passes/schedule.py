@@ -1,9 +1,9 @@
 """Schedules of packed graphs: stretches whose every node has a kernel run as one native call, the rest by torch.
 
-`ScheduledGraph` is the class of a packed graph: a call plans one schedule for each stretch and each combination of sizes
-that it meets, and runs them in order. A packed layer gives the same bits as when it is called by itself, because the same
-kernels run; a float layer sums in another order than torch does. Where torch has to see every operation (tracing,
-gradients, hooks, another device), the graph runs node by node as any other.
+`ScheduledGraph` is the class of a packed graph: a call plans one schedule for each stretch and each combination of
+sizes that it meets, and runs them in order. A packed layer gives the same bits as when it is called by itself, because
+the same kernels run; a float layer sums in another order than torch does. Where torch has to see every operation
+(tracing, gradients, hooks, another device), the graph runs node by node as any other.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from binarize.errors import BinarizeError
 from binarize.kernels.schedule import Draft, Program, Value, why_not_compiled
 from binarize.layers.packed import PackActivation, PackedLayer
-from binarize.passes.emit import Operation, operation_of
+from binarize.passes.emit import Operation
+from binarize.passes.match import operation_of
 
 __all__ = ["Coverage", "ScheduledGraph", "coverage", "schedule", "why_not"]
 
@@ -115,6 +116,14 @@ def _is_plain(x: object) -> bool:
     return known and x.device.type == "cpu" and x.layout is torch.strided and x.dtype in _DTYPES and x.numel() > 0  # type: ignore[attr-defined]
 
 
+def _is_elsewhere(x: object) -> bool:
+    """Whether ``x`` is on another device, or stands for a tensor (a subclass, what `torch.fx` traces with)."""
+    if isinstance(x, Tensor):
+        return x.device.type != "cpu" or type(x) not in (Tensor, nn.Parameter)
+    return isinstance(x, fx.Proxy)
+
+
+_ABSENT = object()
 _DTYPES = (torch.float32, torch.int32, torch.uint8)
 
 
@@ -184,13 +193,13 @@ class Runner:
         if self.graph is not self.gm.graph:
             return False
         for home, key, held in self._same:
-            if home.get(key) is not held:
+            if home.get(key, _ABSENT) is not held:
                 return False
         return all(tensor._version == version for tensor, version in self._versions)
 
     def may_run(self, args: Sequence[object]) -> bool:
-        """Whether nobody has to see single operations: no hooks, no gradients."""
-        if any(self._hooks) or len(args) != len(self.placeholders):
+        """Whether nobody has to see single operations: no hooks, no gradients, no tensor that stands for another."""
+        if any(self._hooks) or len(args) != len(self.placeholders) or any(map(_is_elsewhere, args)):
             return False
         if not torch.is_grad_enabled():
             return True
@@ -241,10 +250,13 @@ _FIELDS: dict[type[nn.Module], tuple[str, ...]] = {
     PackedLayer: ("geometry", "minimum", "maximum", "reader", "crop", "padding_mode"),
     PackActivation: ("terms", "low", "step", "inverse_step", "groups", "rows", "route"),
     nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
-    nn.modules.pooling._MaxPoolNd: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    nn.modules.pooling._MaxPoolNd: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
     nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
     nn.Dropout: ("training",),
     nn.Hardtanh: ("min_val", "max_val"),
+    nn.AdaptiveAvgPool2d: ("output_size",),
+    nn.Flatten: ("start_dim", "end_dim"),
+    nn.Module: ("inplace", "forward"),
 }
 
 
@@ -256,8 +268,7 @@ def _attributes(module: nn.Module) -> Iterator[tuple[Mapping[str, Any], str, obj
     for kind, names in _FIELDS.items():
         if isinstance(module, kind):
             for name in names:
-                if name in module.__dict__:
-                    yield module.__dict__, name, module.__dict__[name]
+                yield module.__dict__, name, module.__dict__.get(name, _ABSENT)
 
 
 def _last_uses(items: Sequence[Stretch | fx.Node], output: fx.Node) -> list[tuple[fx.Node, ...]]:
@@ -273,6 +284,11 @@ def _last_uses(items: Sequence[Stretch | fx.Node], output: fx.Node) -> list[tupl
 
 class ScheduledGraph(fx.GraphModule):
     """A packed graph that runs its schedules where it can; in every other way a graph as any other."""
+
+    def recompile(self) -> Any:
+        """See `torch.fx.GraphModule.recompile`: the graph has changed."""
+        self.__dict__.pop("_runner", None)
+        return super().recompile()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the schedules, or the graph node by node."""
@@ -312,7 +328,9 @@ def runner_of(gm: fx.GraphModule) -> Runner | None:
 
 
 def schedule(net: nn.Module) -> None:
-    """Let every graph of a packed network run by schedules, in place."""
+    """Let every graph of a packed network run by schedules, in place; the training form is left as it is."""
+    if not any(isinstance(module, PackedLayer) for module in net.modules()):
+        return
     for module in net.modules():
         if isinstance(module, fx.GraphModule) and not isinstance(module, ScheduledGraph):
             name = type(module).__name__
