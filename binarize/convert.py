@@ -234,7 +234,8 @@ def _blame_inputs(teacher: nn.Module, inputs: Sequence[tuple[Any, ...]], cause: 
     try:
         teacher(*inputs[0])
     except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs[0])
+        first = (x[0] if isinstance(x, list) and x else x for x in inputs[0])
+        shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in first)
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"cannot run {type(teacher).__name__} on inputs of shape {shapes}: {said}; give the shape it was made for"
@@ -250,7 +251,8 @@ def _record(
     calibration: dict[str, Any],
 ) -> Record:
     first = inputs[0][0]
-    shape = tuple(first.shape[1:]) if isinstance(first, Tensor) else None
+    images = first[:1] if isinstance(first, Tensor | list) else []
+    shape = tuple(images[0].shape) if len(images) and isinstance(images[0], Tensor) else None
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     return Record(
         recipe=recipe, layers=planned.layers, groups=planned.groups, parts=tuple(captured.graphs),

@@ -1,5 +1,6 @@
 """Selection: where every weighted layer of a captured model stands, and why it stays in full precision."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -7,9 +8,10 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from binarize.passes.capture import WEIGHTED, Captured
+from binarize.passes.decompose_layers import CONVERTIBLE
 from binarize.passes.graph import flowing, join, output_nodes
 from binarize.passes.operations import module_of
 
@@ -84,8 +86,8 @@ def _why_kept(site: Site, rules: Rules) -> str | None:
     if rules.last and site.last:
         return "last layer: gives the predictions"
     module = site.module
-    if rules.depthwise and isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
-        products = module.kernel_size[0] * module.kernel_size[1]
+    if rules.depthwise and isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == module.in_channels:
+        products = math.prod(module.kernel_size)
         return f"depthwise: 1 input channel per output, only {products} products to aggregate"
     weight = module.weight
     if isinstance(weight, nn.Parameter) and weight.numel() < rules.smallest:
@@ -94,14 +96,15 @@ def _why_kept(site: Site, rules: Rules) -> str | None:
 
 
 def _why_no_binary_form(module: nn.Module) -> str | None:
-    if not isinstance(module, (nn.Conv2d, nn.Linear)):
+    base = next((kind for kind in CONVERTIBLE if isinstance(module, kind)), None)
+    if base is None:
         return f"{_torch_name(module)}: no binary form"
-    base = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
     for method in ("forward", "_conv_forward", "__call__"):
         if getattr(type(module), method, None) is not getattr(base, method, None) or method in vars(module):
             return f"{method} is overridden by class {type(module).__name__}"
     if "weight" not in module._parameters:
         return "weight is a parametrization"
+    assert isinstance(module.weight, Tensor)
     if nn.parameter.is_lazy(module.weight):
         return "weight is not initialised: run the model once before converting it"
     if not module.weight.is_floating_point():

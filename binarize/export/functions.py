@@ -167,6 +167,20 @@ _CONVOLVE = (
 """
 )
 
+# The weight has its outputs first; a transposed convolution wants its inputs there, group by group.
+_SPREAD = (
+    _INPUT
+    + """
+  by_group = Constant <value_ints: ints = @by_group> ()
+  inputs_first = Constant <value_ints: ints = @inputs_first> ()
+  split = Reshape (weight, by_group)
+  turned = Transpose <perm: ints = @perm> (split)
+  kernel = Reshape (turned, inputs_first)
+  product = ConvTranspose <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations,
+    group: int = @group, output_padding: ints = @output_padding> (value, kernel, bias)
+"""
+)
+
 _MULTIPLY = (
     _INPUT
     + """
@@ -178,6 +192,8 @@ _MULTIPLY = (
 
 _INPUT_ATTRIBUTES = "low, step, activation_bits, weight_shape, weight_terms, minimum, maximum"
 _CONV_ATTRIBUTES = f"{_INPUT_ATTRIBUTES}, strides, pads, dilations, group"
+
+_SPREAD_ATTRIBUTES = f"{_CONV_ATTRIBUTES}, by_group, perm, inputs_first, output_padding"
 
 _PACKED_CONV2D_THRESHOLD = f"""
 PackedConv2dThreshold <{_CONV_ATTRIBUTES}> (codes, bits, scale, bias, thresholds) => (digits) {{
@@ -215,6 +231,8 @@ _BODIES: dict[str, str] = {
     "PackTerms": _PACK_TERMS,
     "PackedConv2dThreshold": _PACKED_CONV2D_THRESHOLD,
     **_layer("PackedConv2d", _CONV_ATTRIBUTES, _CONVOLVE),
+    **_layer("PackedConvNd", _CONV_ATTRIBUTES, _CONVOLVE),
+    **_layer("PackedConvTranspose", _SPREAD_ATTRIBUTES, _SPREAD),
     **_layer("PackedLinear", _INPUT_ATTRIBUTES, _MULTIPLY),
 }
 
