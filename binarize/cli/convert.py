@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Wish", "check_outputs", "convert", "converted", "finish"]
 
 NOISE_IMAGES = 8
-BATCHES = {"classification": 32, "segmentation": 8, "detection": 2}
+BATCHES = {"classification": 32, "segmentation": 2, "detection": 2}
 
 
 @click.command()
