@@ -29,6 +29,7 @@ class Rules:
         first: Keep the layers that read the image.
         last: Keep the layers that give the predictions.
         depthwise: Keep convolutions of one input channel per output.
+        shared: Keep layers that maps of several sizes go through in one pass.
         smallest: Keep layers of fewer weights than this.
     """
 
@@ -37,6 +38,7 @@ class Rules:
     first: bool = True
     last: bool = True
     depthwise: bool = True
+    shared: bool = True
     smallest: int = 512
 
 
@@ -52,6 +54,7 @@ class Site:
         calls: How often its graph calls it; 1 if untraceable code does; 0 if nobody.
         first: It reads the image.
         last: It gives the predictions.
+        levels: Of how many sizes the maps are that go through it in one pass, where that is known.
         blocked: Why nothing can take its place, whatever the rules say.
     """
 
@@ -61,6 +64,7 @@ class Site:
     calls: int = 0
     first: bool = False
     last: bool = False
+    levels: int = 1
     blocked: str | None = None
 
 
@@ -85,6 +89,9 @@ def _why_kept(site: Site, rules: Rules) -> str | None:
         return "first layer: reads the image"
     if rules.last and site.last:
         return "last layer: gives the predictions"
+    if rules.shared and site.levels > 1:
+        what = "one set of levels would have to fit the statistics of all"
+        return f"shared: maps of {site.levels} sizes go through it, and {what}"
     module = site.module
     if rules.depthwise and isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == module.in_channels:
         products = math.prod(module.kernel_size)
