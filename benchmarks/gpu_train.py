@@ -28,7 +28,6 @@ from binarize.augment import shift_and_flip
 from binarize.finetune import Losses, Settings, Step, finetune
 from binarize.sources import open_model
 
-BATCH = 128
 TRIAL = 12  # batches that an estimate of an epoch's time is made from
 
 
@@ -51,7 +50,7 @@ ROWS = (
     Row("group-3", "group-net:k=3"),
     Row("group-4", "group-net:k=4"),
     Row("group-4-of-8", "group-net:k=4,stored=8"),
-    Row("xnor", "xnor-net"),
+    Row("xnor", "xnor-net:shift=channel,shortcuts=on"),
     Row("group-5-no-gates", "group-net:k=5,gates=off"),
     Row("layer-5", "group-net:k=5,unit=layer"),
     Row("encoding-2-labels", "encoding:w=2,a=2", losses=Losses(labels=1.0, logits=0.0)),
@@ -61,29 +60,29 @@ ROWS = (
 class DeviceImages:
     """A whole data set on the device, shuffled and changed there."""
 
-    def __init__(self, images: Tensor, labels: Tensor, augment: bool) -> None:
-        self.images, self.labels, self.augment, self.epoch = images, labels, augment, 0
+    def __init__(self, images: Tensor, labels: Tensor, augment: bool, batch: int) -> None:
+        self.images, self.labels, self.augment, self.batch, self.epoch = images, labels, augment, batch, 0
 
     @classmethod
     def load(cls, spec: str, options: argparse.Namespace, augment: bool) -> "DeviceImages":
         """Read all that a spec names."""
         data = binarize.load_data(spec, mean=options.mean, std=options.std, batch_size=1000, limit=options.limit)
         images, labels = zip(*data, strict=True)
-        return cls(torch.cat(images).to(options.device), torch.cat(labels).to(options.device), augment)
+        return cls(torch.cat(images).to(options.device), torch.cat(labels).to(options.device), augment, options.batch)
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass be this one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.images) // BATCH)
+        return -(-len(self.images) // self.batch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(self.epoch)
         order = torch.arange(len(self.images))
         if self.augment:
             order = torch.randperm(len(order), generator=generator)
-        for chunk in order.to(self.images.device).split(BATCH):
+        for chunk in order.to(self.images.device).split(self.batch):
             images = self.images[chunk]
             yield (shift_and_flip(images, generator) if self.augment else images), self.labels[chunk]
 
@@ -131,7 +130,7 @@ class Table:
         result = {"scheme": row.scheme, "epochs": epochs, "converted": binarize.evaluate(net, self.val).top1}
         self.keep(row.name, {**known, **result, "finished": False})
         history = finetune(
-            net, self.train, teacher=model, val=self.val, settings=Settings(epochs=epochs, losses=row.losses),
+            net, self.train, teacher=model, val=self.val, settings=self.settings(epochs, row),
             stages=row.stages or None, checkpoint=self.out / row.name, resume=True, progress=self.stop_in_time,
         )  # fmt: skip
         passed = known.get("seconds", 0.0) + time.monotonic() - start
@@ -145,11 +144,16 @@ class Table:
             )
         self.keep(row.name, result)
 
+    def settings(self, epochs: int, row: Row) -> Settings:
+        """Return how this row is trained."""
+        fast = {"channels_last": self.options.channels_last, "compile": self.options.compile, "bf16": self.options.bf16}
+        return Settings(epochs=epochs, losses=row.losses, **fast)
+
     def epochs_in(self, row: Row, net: nn.Module, model: nn.Module, seconds: float) -> int:
         """Return how many epochs fit, from a few steps on a copy."""
         trial = first_batches(self.train, TRIAL)
         start = time.monotonic()
-        finetune(copy.deepcopy(net), trial, teacher=model, settings=Settings(epochs=1, losses=row.losses))
+        finetune(copy.deepcopy(net), trial, teacher=model, settings=self.settings(1, row))
         epoch = (time.monotonic() - start) * len(self.train) / len(trial)
         return max(1, min(self.options.epochs, int(0.9 * seconds / epoch)))
 
@@ -203,6 +207,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--epochs", type=int, default=200, help="of each row, at most")
     parser.add_argument("--original-epochs", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=128)
+    for name in ("channels-last", "compile", "bf16"):
+        parser.add_argument(f"--{name}", action="store_true", help="as in binarize.finetune.Settings")
     parser.add_argument("--row", action="append", help="train these rows only; repeatable")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args(words)

@@ -3,11 +3,13 @@
 Usage: python examples/cifar10.py FOLDER --train torchvision:CIFAR10:DIR:train --val torchvision:CIFAR10:DIR:test
        python examples/cifar10.py FOLDER --tiny        (seconds, on handwritten digits)
 
-The run can be stopped at any time; the same command goes on.
+`--arch` and `--weights` start from a network that is trained already; `--original-epochs` then train it further.
+The run can be stopped at any time; the same command goes on, with the original or after it.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,9 @@ from torch.nn import functional as F
 
 import binarize
 from binarize.data import Images
+from binarize.sources import open_model
 
-MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.244, 0.262)
+MEAN, STD = "0.491,0.482,0.447", "0.247,0.244,0.262"
 
 
 class Block(nn.Module):
@@ -48,15 +51,21 @@ def resnet20(channels: int = 3, width: int = 16) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10))
 
 
-def train(model: nn.Module, data: Images, epochs: int) -> None:
-    optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, total_steps=epochs * len(data))
-    for _ in range(epochs):
+def train(model: nn.Module, data: Images, test: Images, epochs: int, rate: float) -> None:
+    """Train full precision by labels, and print what each pass came to."""
+    optimiser = torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=epochs * len(data))
+    for epoch in range(epochs):
         for images, labels in data:
             optimiser.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
+            F.cross_entropy(model.train()(images), labels).backward()
             optimiser.step()
             schedule.step()
+        print(f"original    pass {epoch + 1} of {epochs}: {binarize.evaluate(model.eval(), test).top1:.2%}", flush=True)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 def main(words: list[str] | None = None) -> None:
@@ -64,15 +73,20 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--train", default="torchvision:CIFAR10:cifar:train")
     parser.add_argument("--val", default="torchvision:CIFAR10:cifar:test")
+    parser.add_argument("--arch", help="what builds the original; the ResNet-20 of this file by default")
+    parser.add_argument("--weights", help="its weights, if it is trained already")
+    parser.add_argument("--mean", default=MEAN, type=numbers)
+    parser.add_argument("--std", default=STD, type=numbers)
     parser.add_argument("--scheme", default="encoding:w=2,a=2")
     parser.add_argument("--original-epochs", type=int, default=160)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--original-rate", type=float, default=0.1)
+    parser.add_argument("--epochs", type=int, default=40, help="of fine-tuning; 0 ends with the original")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args(words)
     torch.manual_seed(0)
     given.folder.mkdir(parents=True, exist_ok=True)
-    options: dict[str, object] = {"batch_size": 128, "mean": MEAN, "std": STD}
+    options: dict[str, Any] = {"batch_size": 128, "mean": given.mean, "std": given.std}
     if given.tiny:
         given.train, given.val, given.original_epochs, given.epochs = "digits:train", "digits:test", 2, 1
         options = {"batch_size": 64, "limit": 256}
@@ -81,15 +95,20 @@ def main(words: list[str] | None = None) -> None:
     )
     test = binarize.load_data(given.val, **options)
 
-    model = resnet20(data.shape[0], 8 if given.tiny else 16)
+    if given.arch or given.weights:
+        model = open_model(given.weights or given.arch, arch=given.arch).model
+    else:
+        model = resnet20(data.shape[0], 8 if given.tiny else 16)
     weights = given.folder / "original.pt"
     if weights.exists():
         model.load_state_dict(torch.load(weights, weights_only=True))
     else:
-        train(model, data, given.original_epochs)
+        train(model, data, test, given.original_epochs, given.original_rate)
         torch.save(model.state_dict(), weights)
     model.eval()
     print(f"original    {binarize.evaluate(model, test).top1:.2%}", flush=True)
+    if not given.epochs:
+        return
 
     net = binarize.convert(model, scheme=given.scheme, data=binarize.load_data(given.train, shuffle=True, **options))
     print(f"converted   {binarize.evaluate(net, test).top1:.2%}", flush=True)

@@ -31,6 +31,8 @@ def below(x: Tensor, at: Tensor) -> Tensor:
     Compared straight into that dtype: a `where` of two numbers takes many times as long on a processor.
     """
     x, at = x.detach(), at.detach()
+    if torch.compiler.is_compiling():  # which fuses the two, and cannot trace an output that is given
+        return torch.lt(x, at).to(x.dtype)
     return torch.lt(x, at, out=torch.empty_like(x))
 
 

@@ -19,17 +19,17 @@ TINY = 1e-12  # half of a jump of height 0
 
 def _clipped(t: Tensor, _: float) -> Tensor:
     """1 on ``|t| <= 1`` (Rastegari et al., XNOR-Net, ECCV 2016, arXiv:1603.05279, section 3.1)."""
-    return (t.abs() <= 1).to(t.dtype)
+    return t.abs_().le_(1)
 
 
 def _identity(t: Tensor, _: float) -> Tensor:
     """1 everywhere (Bengio et al., Estimating or Propagating Gradients, arXiv:1308.3432)."""
-    return torch.ones_like(t)
+    return t.fill_(1)
 
 
 def _polynomial(t: Tensor, _: float) -> Tensor:
     """``2 - 2 |t|`` on ``|t| < 1`` (Liu et al., Bi-Real Net, ECCV 2018, arXiv:1808.00278; its published code)."""
-    return (2 - 2 * t.abs()).clamp_min(0)
+    return t.abs_().mul_(-2).add_(2).clamp_min_(0)
 
 
 def _tanh(t: Tensor, temperature: float) -> Tensor:
@@ -37,7 +37,7 @@ def _tanh(t: Tensor, temperature: float) -> Tensor:
 
     The form of AdaBin (Tu et al., ECCV 2022; its published code, with 1 / T for its sharpness).
     """
-    return max(temperature, 1.0) / temperature * (1 - (t / temperature).tanh().square())
+    return t.div_(temperature).tanh_().square_().sub_(1).mul_(-max(temperature, 1.0) / temperature)
 
 
 SLOPES: dict[Ste, Callable[[Tensor, float], Tensor]] = {
@@ -46,7 +46,7 @@ SLOPES: dict[Ste, Callable[[Tensor, float], Tensor]] = {
     "polynomial": _polynomial,
     "tanh": _tanh,
 }
-"""From an estimator's name to the slope that it gives a jump: of the distance in half heights, and the temperature."""
+"""From an estimator's name to the slope of a jump: of the distance in half heights, overwritten, and a temperature."""
 
 
 @final
@@ -105,7 +105,7 @@ class CodedActivation(Function):
         inverse = 1.0 / step
         ratio = (x - low).mul_(inverse)
         cut = ratio.clamp(0, ctx.top)
-        passed = grad * (cut == ratio)
+        passed = ratio.eq_(cut).mul_(grad)
         to_step = -_dot(passed, cut)  # outside, where nothing passes, the code is the cut ratio itself
         to_step += _dot(grad, cut.add_(0.5).floor_())
         return passed, grad.sum() - passed.sum(), to_step, None
@@ -131,35 +131,31 @@ class ThresholdActivation(Function):
         ctx.save_for_backward(x, step, threshold)
         ctx.slope = SLOPES[ste]
         ctx.temperature = temperature
-        value = reached(x, threshold[0]).mul_(step[0]).add_(low)
-        for height, at in zip(step[1:], threshold[1:], strict=True):
-            value += reached(x, at).mul_(height)
+        value = torch.empty_like(x).copy_(low)
+        for height, at in zip(step, threshold, strict=True):
+            value.addcmul_(below(x, at).sub_(1), -height)  # minus 1 where it is reached, 0 elsewhere
         return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Return the gradients of x, low, step and threshold."""
         x, step, threshold = ctx.saved_tensors
-        grad = grads[0]
-        to_x, to_step, to_threshold = None, torch.empty_like(step), torch.empty_like(threshold)
+        grad, total = grads[0], grads[0].sum()
+        to_x, to_step, to_threshold = torch.zeros_like(x), torch.empty_like(step), torch.empty_like(threshold)
         for j, (height, at) in enumerate(zip(step, threshold, strict=True)):
             half = height.abs().clamp_min(TINY) / 2
-            passed = ctx.slope((x - at).div_(half), ctx.temperature).mul_(grad).mul_(height.sign())
-            to_step[j] = _dot(grad, reached(x, at))
-            to_threshold[j] = -passed.sum_to_size(at.shape)
-            to_x = passed if to_x is None else to_x.add_(passed)
-        return to_x, grad.sum(), to_step, to_threshold, None, None
-
-
-def reached(x: Tensor, at: Tensor) -> Tensor:
-    """Return 1 where not ``x < at`` and 0 elsewhere, in the dtype of ``x``."""
-    return below(x, at).neg_().add_(1)
+            passed = ctx.slope((x - at).div_(half), ctx.temperature).mul_(grad)
+            to_x.addcmul_(passed, height.sign())
+            to_step[j] = total - _dot(grad, below(x, at))
+            to_threshold[j] = passed.sum_to_size(at.shape) * -height.sign()
+        return to_x, total, to_step, to_threshold, None, None
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
     """Return the sum of the products of two tensors of one shape, without a third where their memory allows."""
-    if one.is_contiguous() and other.is_contiguous() and one.dtype == torch.float32:
-        return torch.dot(one.view(-1), other.view(-1))
+    alike = one.dtype == other.dtype == torch.float32 and one.stride() == other.stride()
+    if alike and (one.is_contiguous() or (one.dim() == 4 and one.is_contiguous(memory_format=torch.channels_last))):
+        return torch.dot(one.as_strided((one.numel(),), (1,)), other.as_strided((one.numel(),), (1,)))
     return (one * other).sum()
 
 

@@ -79,7 +79,10 @@ def _pa_net(options: Mapping[str, Any]) -> Parts:
 
 
 def _xnor_net(options: Mapping[str, Any]) -> Parts:
-    return SignWeight(), SignActivation(options["shift"], ste=options["ste"]), Layerwise()
+    structure: Structure = Layerwise()
+    if options["shortcuts"] == "on":  # a branch is a copy that shortcuts can be added to
+        structure = Groupwise(1, gates="off", scales="mean", shortcuts=True)
+    return SignWeight(), SignActivation(options["shift"], ste=options["ste"]), structure
 
 
 def _encoding(options: Mapping[str, Any]) -> Parts:
@@ -92,21 +95,21 @@ def _residual(options: Mapping[str, Any]) -> Parts:
 
 
 def _group_net(options: Mapping[str, Any]) -> Parts:
-    unit = options["unit"]
+    unit, activation = options["unit"], SignActivation(options["shift"], ste=options["ste"])
     if unit == "layer":
-        return ResidualWeight(options["k"]), SignActivation(), Layerwise()
+        return ResidualWeight(options["k"]), activation, Layerwise()
     structure = Groupwise(
         options["k"], unit, options["gates"], options["scales"], options["stored"], options["rates"],
         options["strides"], options["shortcuts"] == "on",
     )  # fmt: skip
-    return SignWeight(), SignActivation(), structure
+    return SignWeight(), activation, structure
 
 
 PRESETS: dict[str, Preset] = {
     "xnor-net": Preset(
         "one plane each: scaled sign of weights and of activations",
         "Rastegari et al., ECCV 2016, arXiv:1603.05279",
-        {"shift": Word(("tensor", "channel")), "ste": Word(STES)},
+        {"shift": Word(("tensor", "channel")), "ste": Word(STES), "shortcuts": Word(("off", "on"))},
         _xnor_net,
     ),
     "abc-net": Preset(
@@ -145,6 +148,8 @@ PRESETS: dict[str, Preset] = {
             "rates": Rates(),
             "strides": Word(("keep", "drop")),
             "shortcuts": Word(("off", "on")),
+            "shift": Word(("tensor", "channel")),
+            "ste": Word(STES),
         },
         _group_net,
     ),

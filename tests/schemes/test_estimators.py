@@ -41,7 +41,7 @@ def test_tanh_goes_from_the_identity_to_the_jump():
 @pytest.mark.parametrize("ste", ["clipped", "polynomial", "tanh"])
 def test_a_slope_over_a_jump_has_the_area_of_the_jump(ste):
     t = torch.linspace(-4, 4, 8001, dtype=torch.float64)
-    area = torch.trapezoid(SLOPES[ste](t, 0.3), t)
+    area = torch.trapezoid(SLOPES[ste](t.clone(), 0.3), t)
 
     assert float(area) == pytest.approx(2.0, abs=2e-3)  # from -1 to +1
 

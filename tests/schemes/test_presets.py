@@ -3,6 +3,8 @@ import pytest
 from binarize.errors import RecipeError
 from binarize.schemes.encoding import EncodingActivation, EncodingWeight
 from binarize.schemes.presets import PRESETS, build_scheme
+from binarize.schemes.sign import SignActivation
+from binarize.schemes.structures import Groupwise, Layerwise
 
 
 def test_options_left_out_take_their_defaults():
@@ -19,6 +21,22 @@ def test_a_scheme_spelled_out_builds_the_same_scheme(name):
     scheme = build_scheme(name)
 
     assert build_scheme(scheme.spec) == scheme
+
+
+def test_shortcuts_make_one_branch_of_each_group():
+    plain, with_shortcuts = build_scheme("xnor-net:shift=channel"), build_scheme("xnor-net:shift=channel,shortcuts=on")
+
+    assert plain.structure == Layerwise()
+    assert with_shortcuts.structure == Groupwise(1, gates="off", scales="mean", shortcuts=True)
+    assert with_shortcuts.activation == plain.activation == SignActivation("channel")
+    assert (with_shortcuts.products, with_shortcuts.bits) == (1, 1)
+
+
+@pytest.mark.parametrize("unit", ["group", "layer"])
+def test_branches_take_the_shift_and_the_estimator_of_their_signs(unit):
+    scheme = build_scheme(f"group-net:k=2,unit={unit},shift=channel,ste=polynomial")
+
+    assert scheme.activation == SignActivation("channel", ste="polynomial")
 
 
 @pytest.mark.parametrize(
