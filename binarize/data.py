@@ -47,6 +47,7 @@ class Images:
         shape: ``(c, h, w)`` of the first image.
         task: "classification", "segmentation" or "detection".
         classes: names of the classes where the data tells them, else empty; of detection the first is the background.
+        pixels: how scenes were normalised.
         augment: changes each batch at random, or None; see `binarize.augment`.
         workers: 0, or above to make the next batch while this one is used.
     """
@@ -63,9 +64,10 @@ class Images:
         workers: int = 0,
         task: str = "classification",
         classes: tuple[str, ...] = (),
+        pixels: Pixels | None = None,
     ) -> None:
         self.labels = None if labels is None else labels[torch.tensor(order)]
-        self.task, self.classes = task, classes
+        self.task, self.classes, self.pixels = task, classes, pixels
         self.shape: tuple[int, ...] = _shape_of_first(fetch(order[:1], None))
         self.batch_size, self.augment, self.workers = batch_size, augment, workers
         self._fetch, self._order, self._shuffle, self._seed = fetch, torch.tensor(order), shuffle, seed
@@ -167,6 +169,7 @@ def load_data(
     fetch: Fetch
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
+    normal: Pixels | None = None
     if spec.kind == "imagefolder":
         shape = input_shape or (3, 224, 224)
         files, of_files = image_files(spec.folder)
@@ -175,14 +178,16 @@ def load_data(
     elif spec.task != "classification":
         scenes = open_scenes(spec)
         classes, count = scenes.classes, scenes.count
-        fetch = SceneReader(scenes, Pixels.of(mean, std, 3, channels), input_shape, augment, workers)
+        normal = Pixels.of(mean, std, 3, channels)
+        fetch = SceneReader(scenes, normal, input_shape, augment, workers)
     else:
         pixels, labels = read_arrays(spec)
         fetch, count = _fetcher(pixels, Pixels.of(mean, std, pixels.shape[1], channels)), len(pixels)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(count, generator=generator).tolist() if shuffle else list(range(count))
     images = Images(
-        fetch, labels, order[:limit], batch_size, shuffle, seed, CHANGES.get(augment), workers, spec.task, classes
+        fetch, labels, order[:limit], batch_size, shuffle, seed, CHANGES.get(augment), workers, spec.task, classes,
+        normal,
     )  # fmt: skip
     if input_shape is not None and images.shape != tuple(input_shape):
         have, want = ("x".join(map(str, shape)) for shape in (images.shape, input_shape))

@@ -53,6 +53,11 @@ class Pixels:
         """Return the images as the network reads them, float32, same shape."""
         return ((images.flip(1) if self.is_reversed else images) - self.shift) / self.scale
 
+    def restore(self, images: Tensor) -> Tensor:
+        """Undo it: from what the network reads back to R, G, B in 0 to 1."""
+        images = images * self.scale + self.shift
+        return images.flip(1) if self.is_reversed else images
+
 
 def _statistic(values: Sequence[float] | None, channels: int, name: str, default: float) -> Tensor:
     given = [default] * channels if values is None else list(values)
