@@ -3,11 +3,17 @@
 Usage: python benchmarks/gpu_train.py OUT --model nets.py:cifar_resnet20 --weights resnet20.pt --train npz:train.npz
        --val npz:test.npz --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --minutes 25 --device cuda
 
+       python benchmarks/gpu_train.py OUT --task segmentation --model benchmarks/scene_models.py:camvid_fcn
+       --original-epochs 120 --train camvid:camvid_train.npz --val camvid:camvid_test.npz --batch 8 --minutes 120
+       python benchmarks/gpu_train.py OUT --task detection --model benchmarks/scene_models.py:bccd_retinanet
+       --original-epochs 80 --train bccd:bccd_train.npz --val bccd:bccd_test.npz --batch 4 --minutes 120
+
 The original is trained further first if --original-epochs says so. Each row gets an equal share of the time that is
-left, and as many epochs as fit into it; ``OUT/results.json`` holds accuracy, epochs and seconds of each,
+left, and as many epochs as fit into it; ``OUT/results.json`` holds accuracy (mIoU, mAP), epochs and seconds of each,
 ``OUT/*.safetensors`` the packed networks. The same command again goes on with what is not finished.
 """
 
+import abc
 import argparse
 import copy
 import dataclasses
@@ -27,6 +33,8 @@ from binarize.artifact import replacing
 from binarize.augment import shift_and_flip
 from binarize.finetune import Losses, Settings, Step, finetune
 from binarize.sources import open_model
+from binarize.training.batches import placed
+from binarize.training.scenes import detection_loss, segmentation_loss
 
 TRIAL = 12  # batches that an estimate of an epoch's time is made from
 
@@ -55,6 +63,110 @@ ROWS = (
     Row("layer-5", "group-net:k=5,unit=layer"),
     Row("encoding-2-labels", "encoding:w=2,a=2", losses=Losses(labels=1.0, logits=0.0)),
 )
+
+
+SEGMENTATION = (
+    Row("encoding-4", "encoding:w=4,a=4"),
+    Row("group-5", "group-net:k=5"),
+    Row("group-5-rates", "group-net:k=5,rates=2-6"),
+    Row("encoding-2", "encoding:w=2,a=2"),
+)
+DETECTION = (Row("encoding-4", "encoding:w=4,a=4"), Row("encoding-2", "encoding:w=2,a=2"))
+
+
+class Task(abc.ABC):
+    """What differs between classification, segmentation and detection.
+
+    Attributes:
+        figure: what is measured.
+        rows: of the table.
+    """
+
+    figure: str
+    rows: tuple[Row, ...]
+
+    @abc.abstractmethod
+    def load(self, spec: str, options: argparse.Namespace, augment: bool) -> Any:
+        """Return batches on the device, with ``set_epoch`` and a length."""
+
+    @abc.abstractmethod
+    def cost(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return what the original is trained to minimise."""
+
+    def losses(self, teacher: nn.Module) -> dict[str, Any]:
+        """Return what `finetune` is told about the teacher."""
+        return {"teacher": teacher}
+
+
+class Classification(Task):
+    """Images with a label, all of them on the device."""
+
+    figure, rows = "top1", ROWS
+
+    def load(self, spec: str, options: argparse.Namespace, augment: bool) -> Any:
+        """Read the whole set."""
+        return DeviceImages.load(spec, options, augment)
+
+    def cost(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the cross-entropy."""
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+class Segmentation(Task):
+    """Images with a class per pixel."""
+
+    figure, rows = "miou", SEGMENTATION
+
+    def load(self, spec: str, options: argparse.Namespace, augment: bool) -> Any:
+        """Read scenes as they are needed."""
+        return DeviceScenes(spec, options, "zoom" if augment else "none")
+
+    def cost(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the cross-entropy with the masks."""
+        return torch.stack(list(segmentation_loss(None, labels=1.0)(model, batch).values())).sum()
+
+
+class Detection(Task):
+    """Images with boxes."""
+
+    figure, rows = "map", DETECTION
+
+    def load(self, spec: str, options: argparse.Namespace, augment: bool) -> Any:
+        """Read scenes as they are needed."""
+        return DeviceScenes(spec, options, "flip" if augment else "none")
+
+    def cost(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the detector's own losses."""
+        return torch.stack(list(model(list(batch[0]), list(batch[1])).values())).sum()
+
+    def losses(self, teacher: nn.Module) -> dict[str, Any]:
+        """Compare features and heads."""
+        return {"loss_fn": detection_loss(teacher)}
+
+
+TASKS = {"classification": Classification(), "segmentation": Segmentation(), "detection": Detection()}
+
+
+class DeviceScenes:
+    """Scenes decoded by threads, each batch moved to the device."""
+
+    def __init__(self, spec: str, options: argparse.Namespace, augment: str) -> None:
+        self.data = binarize.load_data(
+            spec, mean=options.mean, std=options.std, channels=options.channels, input_shape=options.input_shape,
+            batch_size=options.batch, limit=options.limit, shuffle=augment != "none", augment=augment,
+            workers=options.workers,
+        )  # fmt: skip
+        self.device, self.classes = torch.device(options.device), self.data.classes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass be this one."""
+        self.data.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (placed(batch, self.device) for batch in self.data)
 
 
 class DeviceImages:
@@ -96,13 +208,14 @@ class Table:
         self.file = self.out / "results.json"
         self.rows: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.end = time.monotonic() + 60 * options.minutes
-        self.train = DeviceImages.load(options.train, options, augment=True)
-        self.val = DeviceImages.load(options.val, options, augment=False)
+        self.task = TASKS[options.task]
+        self.train = self.task.load(options.train, options, augment=True)
+        self.val = self.task.load(options.val, options, augment=False)
 
     def run(self) -> None:
         """Train row after row until the time is over."""
         model = self.original()
-        wanted = [row for row in ROWS if not self.options.row or row.name in self.options.row]
+        wanted = [row for row in self.task.rows if not self.options.row or row.name in self.options.row]
         for index, row in enumerate(wanted):
             left = self.end - time.monotonic()
             if left > 0 and not self.rows.get(row.name, {}).get("finished"):
@@ -116,10 +229,14 @@ class Table:
         if path.exists():
             model.load_state_dict(torch.load(path, weights_only=True, map_location=self.options.device))
         elif self.options.original_epochs:
-            train_floats(model, self.train, self.options.original_epochs)
+            train_floats(model, self.train, self.options.original_epochs, self.task, self.options.original_rate)
         torch.save(model.state_dict(), path)
-        self.keep("original", {"top1": binarize.evaluate(model, self.val).top1, "finished": True})
+        self.keep("original", {self.task.figure: self.judged(model), "finished": True})
         return model
+
+    def judged(self, net: nn.Module) -> float:
+        """Return the figure of a network."""
+        return binarize.evaluate(net, self.val).figures()[self.task.figure]
 
     def one(self, row: Row, model: nn.Module, seconds: float) -> None:
         """Convert and train one row for about so long; keep what came of it."""
@@ -127,20 +244,21 @@ class Table:
         known = self.rows.get(row.name, {})
         start = time.monotonic()
         epochs = known.get("epochs") or self.epochs_in(row, net, model, seconds)
-        result = {"scheme": row.scheme, "epochs": epochs, "converted": binarize.evaluate(net, self.val).top1}
+        result = {"scheme": row.scheme, "epochs": epochs, "converted": self.judged(net)}
         self.keep(row.name, {**known, **result, "finished": False})
         history = finetune(
-            net, self.train, teacher=model, val=self.val, settings=self.settings(epochs, row),
+            net, self.train, **self.task.losses(model), val=self.val, settings=self.settings(epochs, row),
             stages=row.stages or None, checkpoint=self.out / row.name, resume=True, progress=self.stop_in_time,
         )  # fmt: skip
         passed = known.get("seconds", 0.0) + time.monotonic() - start
-        result |= {"top1": binarize.evaluate(net, self.val).top1, "done": len(history.epochs), "seconds": passed}
-        result |= {"gap": self.rows["original"]["top1"] - result["top1"], "finished": history.stopped is None}
+        figure = self.task.figure
+        result |= {figure: self.judged(net), "done": len(history.epochs), "seconds": passed}
+        result |= {"gap": self.rows["original"][figure] - result[figure], "finished": history.stopped is None}
         if history.epochs:
             result["images_per_second"] = history.epochs[-1].images_per_second
         if history.stopped is None:
             binarize.save(
-                binarize.pack(net.cpu()), self.out / f"{row.name}.safetensors", metrics={"top1": result["top1"]}
+                binarize.pack(net.cpu()), self.out / f"{row.name}.safetensors", metrics={figure: result[figure]}
             )
         self.keep(row.name, result)
 
@@ -153,7 +271,7 @@ class Table:
         """Return how many epochs fit, from a few steps on a copy."""
         trial = first_batches(self.train, TRIAL)
         start = time.monotonic()
-        finetune(copy.deepcopy(net), trial, teacher=model, settings=self.settings(1, row))
+        finetune(copy.deepcopy(net), trial, **self.task.losses(model), settings=self.settings(1, row))
         epoch = (time.monotonic() - start) * len(self.train) / len(trial)
         return max(1, min(self.options.epochs, int(0.9 * seconds / epoch)))
 
@@ -170,21 +288,23 @@ class Table:
         print(json.dumps({"row": name, **result}), flush=True)
 
 
-def first_batches(data: DeviceImages, count: int) -> list[tuple[Tensor, Tensor]]:
+def first_batches(data: Any, count: int) -> list[Any]:
     """Return the first batches of a pass."""
     return [batch for batch, _ in zip(data, range(count), strict=False)]
 
 
-def train_floats(model: nn.Module, train: DeviceImages, epochs: int) -> None:
+def train_floats(model: nn.Module, train: Any, epochs: int, task: Task, rate: float) -> None:
     """Train the original further: SGD with Nesterov momentum and cosine decay."""
-    optimiser = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    optimiser = torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * len(train))
     model.train()
     for epoch in range(epochs):
         train.set_epoch(epoch)
-        for images, labels in train:
+        for batch in train:
             optimiser.zero_grad()
-            nn.functional.cross_entropy(model(images), labels).backward()
+            task.cost(model, batch).backward()
+            if task.figure != "top1":
+                nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimiser.step()
             schedule.step()
     model.eval()
@@ -192,6 +312,10 @@ def train_floats(model: nn.Module, train: DeviceImages, epochs: int) -> None:
 
 def numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 def main(words: list[str] | None = None) -> None:
@@ -203,6 +327,11 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--val", required=True, help="data spec, labelled")
     parser.add_argument("--mean", type=numbers)
     parser.add_argument("--std", type=numbers)
+    parser.add_argument("--task", choices=list(TASKS), default="classification")
+    parser.add_argument("--channels", choices=["rgb", "bgr"], default="rgb", help="of scenes")
+    parser.add_argument("--input-shape", type=sizes, help="that scenes are resized to")
+    parser.add_argument("--workers", type=int, default=0, help="threads that decode scenes")
+    parser.add_argument("--original-rate", type=float, default=0.02)
     parser.add_argument("--limit", type=int, help="use so many images only")
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--epochs", type=int, default=200, help="of each row, at most")

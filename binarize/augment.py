@@ -13,7 +13,7 @@ __all__ = ["PRESETS", "Augment", "RandomBoxes", "flip", "shift_and_flip"]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Changes a batch ``(n, c, h, w)`` at random."""
 
-PRESETS = ("none", "cifar", "imagenet")
+PRESETS = ("none", "cifar", "imagenet", "flip", "zoom")
 
 SHIFT = 4
 AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10

@@ -20,7 +20,7 @@ from binarize.artifact import save
 from binarize.cost import example_arguments, tensor_bytes
 from binarize.data import random_images
 from binarize.errors import DataError, ExportError, ModelError
-from binarize.evaluate import evaluate
+from binarize.evaluate import Evaluation, evaluate
 from binarize.layers.binary import binary_layers
 from binarize.passes.pack import pack
 from binarize.peers import OnnxModel, write_fp32, write_int8
@@ -197,7 +197,8 @@ class _Field:
     def row(self, name: str, times: Sequence[float], data: Iterable[Any] | None, compare: bool) -> Row:
         """Return the row of one contender; decisions are compared on real images only, on noise they mean nothing."""
         model = self.models[name]
-        top1 = None if data is None else evaluate(model, data).top1
+        found = None if data is None else evaluate(model, data)
+        top1 = found.top1 if isinstance(found, Evaluation) else None
         ordered = sorted(times)
         return Row(
             name, median(ordered), ordered[len(ordered) // 10], self.batch, self.threads, self.bytes[name],

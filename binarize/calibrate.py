@@ -14,13 +14,14 @@ from binarize.calibration.reconstruct import GroupFit, reconstruct
 from binarize.calibration.routers import RouterStarts
 from binarize.calibration.rows import Rows, draw, row_count, values
 from binarize.calibration.scales import fit_scales
-from binarize.layers.binary import BinaryConv2d, BinaryLinear, binary_layers
+from binarize.layers.binary import BinaryLayer, binary_layers
 from binarize.schemes.distinct import distinct_splits
 from binarize.schemes.sign import SignActivation
 
 __all__ = ["CalibrationRecord", "CalibrationSettings", "LayerFit", "calibrate"]
 
 BATCH = 64  # images that go through a network at once; smaller tensors would fragment the allocator's heaps
+LISTED = 4  # of a list of images, which a detector enlarges first
 MEMORY = 4 * 2**30  # bytes that the tensors alive at one layer may take
 VALUES = 2**18  # activations that a range is fitted to
 JUDGED = 2048  # rows that a layer's error is measured on
@@ -147,7 +148,7 @@ class _Calibration:
 
     def __init__(
         self,
-        layers: Mapping[str, BinaryConv2d | BinaryLinear],
+        layers: Mapping[str, BinaryLayer],
         places: Mapping[str, Place],
         routers: RouterStarts,
         settings: CalibrationSettings,
@@ -226,7 +227,7 @@ class _Calibration:
             return [meeting.target for meeting in meetings]
         return [meeting.target + part for meeting, part in zip(meetings, missed, strict=True)]
 
-    def _note_missed(self, layer: BinaryConv2d | BinaryLinear, place: Place, meetings: Sequence[Meeting]) -> None:
+    def _note_missed(self, layer: BinaryLayer, place: Place, meetings: Sequence[Meeting]) -> None:
         """Keep how far the branches fitted so far are from the teacher together; forget it after the last branch."""
         targets = self._targets(place, meetings)
         self.missed.pop(place.source, None)
@@ -239,9 +240,7 @@ class _Calibration:
         return torch.Generator().manual_seed(self.settings.seed)
 
 
-def _fit_levels(
-    layer: BinaryConv2d | BinaryLinear, inputs: Sequence[Tensor], generator: torch.Generator, place: Place
-) -> None:
+def _fit_levels(layer: BinaryLayer, inputs: Sequence[Tensor], generator: torch.Generator, place: Place) -> None:
     """Fit the levels of the layer's input, unless another reader of the same tensor has done so."""
     activation = layer.activation
     if activation.fitted:
@@ -255,7 +254,7 @@ def _fit_levels(
         activation.set_levels(basis.fit(samples))
 
 
-def _fit_layer(layer: BinaryConv2d | BinaryLinear, rows: Rows, settings: CalibrationSettings) -> LayerFit:
+def _fit_layer(layer: BinaryLayer, rows: Rows, settings: CalibrationSettings) -> LayerFit:
     """Fit codes, units and bias."""
     design = rows.design(layer)
     groups, count, inputs = design.shape
@@ -277,7 +276,7 @@ def _fit_layer(layer: BinaryConv2d | BinaryLinear, rows: Rows, settings: Calibra
     return LayerFit(_relative_error(design, targets, value), count, *_levels(layer))
 
 
-def _aligned_targets(layer: BinaryConv2d | BinaryLinear, rows: Rows) -> Tensor:
+def _aligned_targets(layer: BinaryLayer, rows: Rows) -> Tensor:
     """Return the teacher's outputs, or the layer's own in full precision where the two have nothing in common.
 
     Regions that a detector proposes come in another order in the network than in its teacher. Then the layer's own
@@ -295,11 +294,11 @@ def _relative_error(design: Tensor, targets: Tensor, value: Tensor) -> float:
     return float(wrong / targets.square().mean().clamp_min(1e-30))
 
 
-def _levels(layer: BinaryConv2d | BinaryLinear) -> tuple[float, tuple[float, ...]]:
+def _levels(layer: BinaryLayer) -> tuple[float, tuple[float, ...]]:
     return float(layer.activation.low), tuple(layer.activation.step.tolist())
 
 
-def _sizes(layer: BinaryConv2d | BinaryLinear) -> tuple[int, int]:
+def _sizes(layer: BinaryLayer) -> tuple[int, int]:
     """Inputs per output, and outputs."""
     return layer.weight[0].numel(), len(layer.weight)
 
@@ -347,14 +346,22 @@ def _affordable(batches: Sequence[tuple[Any, ...]], each: int) -> list[tuple[Any
 
 
 def _splittable(args: tuple[Any, ...]) -> bool:
-    return all(isinstance(x, Tensor) and x.dim() > 1 for x in args) and len({len(x) for x in args}) == 1
+    """Whether every argument is a batch: a tensor, or the list of images that a detector takes."""
+    batches = all((isinstance(x, Tensor) and x.dim() > 1) or _is_list_of_images(x) for x in args)
+    return batches and len({len(x) for x in args}) == 1
+
+
+def _is_list_of_images(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(x, Tensor) for x in value)
 
 
 def _split(inputs: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Cut large batches: what a layer needs while it runs grows with the batch."""
     batches: list[tuple[Any, ...]] = []
     for args in inputs:
-        batches.extend(zip(*(x.split(BATCH) for x in args), strict=True) if _splittable(args) else [args])
+        size = LISTED if any(isinstance(x, list) for x in args) else BATCH
+        parts = range(0, len(args[0]), size) if _splittable(args) else []
+        batches.extend([tuple(x[at : at + size] for x in args) for at in parts] or [args])
     return batches
 
 

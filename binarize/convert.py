@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.calibrate import CalibrationSettings, calibrate
+from binarize.cost import example_arguments
 from binarize.data import calibration_batches, random_images
 from binarize.errors import ModelError, NothingConvertedError, RecipeError, nearest
 from binarize.layers.binary import BinaryLayer
@@ -30,6 +31,7 @@ from binarize.sources import require_finite
 __all__ = ["Progress", "convert", "plan"]
 
 SHOWN = 8
+TRIED = (3, 128, 160)  # of an image that a model is tried on
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, steps done and steps in all."""
@@ -89,8 +91,9 @@ def convert(
     in_training = any(module.training for module in model.modules())
     teacher = copy.deepcopy(model).eval() if in_training else model
     inputs = _calibration_inputs(recipe, example_inputs, data)
+    levels = _levels(teacher, inputs[0])
     captured = capture(copy.deepcopy(teacher))
-    planned = _plan(captured, recipe, default)
+    planned = _plan(captured, recipe, default, levels)
     if not planned.schemes:
         raise NothingConvertedError({layer.name: str(layer.reason) for layer in planned.layers})
     planned = _decompose_groups(captured, planned)
@@ -116,13 +119,15 @@ def _require_unconverted(model: nn.Module) -> None:
 def plan(model: nn.Module, recipe: Recipe | None = None) -> Record:
     """Return the record that `convert` would make, without converting. ``model`` is left as it is.
 
+    A model that is captured by parts is run once on noise, to see which layers several maps share.
+
     Raises:
         RecipeError: the scheme or a layer's scheme names nothing that can be built, or a pattern matches no layer.
     """
     recipe = recipe or Recipe()
     default = build_scheme(recipe.scheme)
     captured = capture(copy.deepcopy(model).eval())
-    planned = _plan(captured, recipe, default)
+    planned = _plan(captured, recipe, default, {} if "" in captured.graphs else _levels_on_noise(model))
     if any(isinstance(scheme.structure, Groupwise) for scheme in planned.schemes.values()):
         captured.root.to("meta")  # copies of what holds no numbers cost nothing
         planned = _decompose_groups(captured, planned)
@@ -141,17 +146,52 @@ def _calibration_inputs(recipe: Recipe, example: Any, data: Iterable[Any] | None
     return [example if isinstance(example, tuple) else (example,)]
 
 
-def _plan(captured: Captured, recipe: Recipe, default: Scheme) -> _Plan:
+def _levels(model: nn.Module, arguments: tuple[Any, ...]) -> dict[str, int]:
+    """Return of how many sizes the maps are that go through each convolution in one pass, by its path."""
+    seen: dict[str, set[torch.Size]] = {}
+
+    def noting(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                seen.setdefault(name, set()).add(args[0].shape[2:])
+
+        return note
+
+    convolutions = ((n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd))
+    handles = [module.register_forward_pre_hook(noting(name)) for name, module in convolutions]
+    try:
+        model(*(x[:1] if isinstance(x, Tensor | list) else x for x in arguments))
+    except (RuntimeError, TypeError, ValueError, IndexError) as cause:
+        _blame_inputs(model, [arguments], cause)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: len(sizes) for name, sizes in seen.items()}
+
+
+@torch.no_grad()
+def _levels_on_noise(model: nn.Module) -> dict[str, int]:
+    in_training = any(module.training for module in model.modules())
+    judged = copy.deepcopy(model).eval() if in_training else model
+    try:
+        return _levels(judged, example_arguments(judged, random_images(TRIED, 1)))
+    except ModelError:
+        return {}
+
+
+def _plan(captured: Captured, recipe: Recipe, default: Scheme, levels: Mapping[str, int]) -> _Plan:
     rules = Rules(
         keep=(*recipe.keep, *(pattern for pattern, text in recipe.layers.items() if text == FULL_PRECISION)),
         convert=(*recipe.convert, *(pattern for pattern, text in recipe.layers.items() if text != FULL_PRECISION)),
-        first=recipe.keep_first, last=recipe.keep_last, depthwise=recipe.keep_depthwise, smallest=recipe.smallest,
+        first=recipe.keep_first, last=recipe.keep_last, depthwise=recipe.keep_depthwise, shared=recipe.keep_shared,
+        smallest=recipe.smallest,
     )  # fmt: skip
     schemes: dict[str, Scheme] = {}
     layers: list[LayerRecord] = []
     found = sites(captured)
     _require_matches(recipe, [site.name for site in found])
     for site in found:
+        site = dataclasses.replace(site, levels=levels.get(site.name, 1))
         reason = why_not(site, rules)
         if reason is None:
             schemes[site.name] = _scheme_of(site, recipe, default)
@@ -234,7 +274,8 @@ def _blame_inputs(teacher: nn.Module, inputs: Sequence[tuple[Any, ...]], cause: 
     try:
         teacher(*inputs[0])
     except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs[0])
+        first = (x[0] if isinstance(x, list) and x else x for x in inputs[0])
+        shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in first)
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"cannot run {type(teacher).__name__} on inputs of shape {shapes}: {said}; give the shape it was made for"
@@ -250,7 +291,8 @@ def _record(
     calibration: dict[str, Any],
 ) -> Record:
     first = inputs[0][0]
-    shape = tuple(first.shape[1:]) if isinstance(first, Tensor) else None
+    images = first[:1] if isinstance(first, Tensor | list) else []
+    shape = tuple(images[0].shape) if len(images) and isinstance(images[0], Tensor) else None
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     return Record(
         recipe=recipe, layers=planned.layers, groups=planned.groups, parts=tuple(captured.graphs),

@@ -13,6 +13,7 @@ Conventions, the same wherever a figure is printed:
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
@@ -21,13 +22,24 @@ from torch import Tensor, nn
 
 from binarize.errors import ModelError
 from binarize.layers.binary import BinaryConv2d, BinaryLayer, BinaryLinear
+from binarize.layers.binary_nd import BinaryConvNd
 from binarize.layers.branches import branch_groups
 from binarize.layers.packed import PackedConv2d, PackedLayer, PackedLinear
+from binarize.layers.packed_nd import PackedConvNd
 from binarize.passes.capture import capture
 from binarize.passes.select import Rules, sites, why_not
 from binarize.schemes.presets import Scheme
 
-__all__ = ["Split", "example_arguments", "measure_macs", "packed_bytes", "split_of", "tensor_bytes", "weight_bytes"]
+__all__ = [
+    "Split",
+    "example_arguments",
+    "measure_macs",
+    "packed_bytes",
+    "split_of",
+    "tensor_bytes",
+    "weight_bytes",
+    "weight_shape",
+]
 
 WORD_BYTES = 4
 
@@ -47,10 +59,25 @@ def _packed(module: Any, _: Tensor, output: Tensor) -> int:
     return output.shape[:3].numel() * int(geometry.out_channels * geometry.depth)  # digit planes (n, h, w, ...)
 
 
+def _of_space(module: Any, image: Tensor, output: Tensor) -> int:
+    space, weights = module.space, math.prod(module.weight_shape)
+    if not space.transposed:
+        return int(output.shape[0] * output.shape[2:].numel() * weights)
+    places = image.shape[2:] if image.is_floating_point() else image.shape[1:-3]  # or planes (n, ..., groups, m, words)
+    return int(image.shape[0] * places.numel() * weights)
+
+
+def _of_latent(module: Any, image: Tensor, output: Tensor) -> int:
+    places = image if module.geometry.transposed else output
+    return places.shape[0] * places.shape[2:].numel() * int(module.weight.numel())
+
+
 _Count = Callable[[Any, Tensor, Tensor], int]
 # From layer to its MACs, given what went in and what came out; the first class that fits counts.
 MACS: dict[type[nn.Module], _Count] = {
+    PackedConvNd: _of_space,
     PackedConv2d: _packed,
+    BinaryConvNd: _of_latent,
     PackedLinear: _packed,
     BinaryConv2d: _dense,
     BinaryLinear: _dense,
@@ -202,6 +229,15 @@ def tensor_bytes(net: nn.Module) -> int:
     """Return the bytes of all parameters and buffers that are saved, shared ones once."""
     tensors = {id(tensor): tensor for tensor in net.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def weight_shape(layer: nn.Module) -> torch.Size:
+    """Return the shape of a layer's weight, outputs first: a transposed convolution of torch has its inputs there."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if not isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return weight.shape
+    return torch.Size((weight.shape[1] * layer.groups, weight.shape[0] // layer.groups, *weight.shape[2:]))
 
 
 def packed_bytes(weight: torch.Size, scheme: Scheme) -> int:

@@ -1,12 +1,9 @@
 """Data specs such as ``npz:FILE`` become batches of normalised images, with labels where there are some."""
 
 import copy
-import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -14,80 +11,43 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from binarize.augment import PRESETS, Augment, shift_and_flip
+from binarize.arrays import read_arrays
+from binarize.augment import PRESETS, Augment, flip, shift_and_flip
 from binarize.errors import DataError, nearest
 from binarize.imagefolder import FolderReader, image_files
+from binarize.pixels import IMAGENET_MEAN, IMAGENET_STD, Pixels
+from binarize.scenefiles import open_scenes
+from binarize.scenes import SceneReader
+from binarize.specs import DataSpec
 
 __all__ = ["DataSpec", "Images", "calibration_batches", "load_data", "random_images"]
 
-Fetch = Callable[[Sequence[int], torch.Generator | None], Tensor]
-"""Returns the images at some indices; with a generator they may be changed at random."""
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-KINDS = ("imagefolder", "npz", "torchvision", "digits")
-# Sets of torchvision that hold their images in memory.
-SETS = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "SVHN")
+Fetch = Callable[[Sequence[int], torch.Generator | None], Any]
+"""Returns the images at some indices, or a pair with their targets; with a generator they may be changed at random."""
 IMAGE_KEYS = ("images", "image", "pixel_values", "inputs", "input", "x")
-FORMS = "imagefolder:DIR, npz:FILE, torchvision:CIFAR10:DIR or digits"
-
-
-@final
-@dataclass(frozen=True)
-class DataSpec:
-    """A data spec in parts.
-
-    Attributes:
-        kind: "imagefolder", "npz", "torchvision" or "digits".
-        path: The folder or file; empty for digits.
-        name: The set's name, for torchvision.
-        split: "train", "test", or "all" for the whole of digits.
-    """
-
-    kind: str
-    path: str = ""
-    name: str = ""
-    split: str = "test"
-
-    @classmethod
-    def parse(cls, text: str) -> "DataSpec":
-        """Read ``imagefolder:DIR``, ``npz:FILE``, ``torchvision:SET:DIR[:train|test]`` or ``digits[:train|test]``.
-
-        ``digits`` alone is all 1797 images; its train part is three quarters of them, drawn once and for all.
-        A torchvision set without a split is its test part.
-
-        Raises:
-            DataError: The text is none of these.
-        """
-        kind, _, rest = text.partition(":")
-        if kind not in KINDS:
-            raise DataError(f"cannot read the data spec {text!r}{nearest(kind, KINDS)}; write {FORMS}")
-        if kind == "digits":
-            return cls(kind, split=_split(rest or "all", ("all", "train", "test"), text))
-        if kind == "torchvision":
-            name, _, place = rest.partition(":")
-            if name not in SETS:
-                raise DataError(
-                    f"cannot read the data spec {text!r}{nearest(name, SETS)}; the sets are {', '.join(SETS)}"
-                )
-            folder, _, split = place.rpartition(":")
-            chosen = split if folder and split in ("train", "test") else "test"
-            rest = folder if folder and split == chosen else place
-            return cls._at(kind, rest, text, name=name, split=chosen)
-        return cls._at(kind, rest, text)
-
-    @classmethod
-    def _at(cls, kind: str, path: str, text: str, **fields: str) -> "DataSpec":
-        if not path:
-            raise DataError(f"cannot read the data spec {text!r}: it names no place; write {FORMS}")
-        return cls(kind, path, **fields)
+CHANGES: dict[str, Augment] = {"cifar": shift_and_flip, "flip": flip}
+# What can be changed at random, by the data's kind or else its task; "none" can always be asked for.
+AUGMENTS = {
+    "imagefolder": ("cifar", "flip", "imagenet"),
+    "classification": ("cifar", "flip"),
+    "segmentation": ("flip", "zoom"),
+    "detection": ("flip",),
+}
 
 
 @final
 class Images:
     """Batches of images, as often as one iterates: pairs of float32 ``(n, c, h, w)`` and int64 ``(n,)`` or None.
 
-    With ``shuffle`` each pass has its own order, the same from run to run for the same seed.
+    What batches of segmentation and detection are: see `binarize.scenes`. With ``shuffle`` each pass has its own order,
+    the same from run to run for the same seed.
 
     Attributes:
+        labels: of all images, for classification.
+        shape: ``(c, h, w)`` of the first image.
+        task: "classification", "segmentation" or "detection".
+        classes: names of the classes where the data tells them, else empty; of detection the first is the background.
+        pixels: how scenes were normalised.
         augment: changes each batch at random, or None; see `binarize.augment`.
         workers: 0, or above to make the next batch while this one is used.
     """
@@ -102,9 +62,13 @@ class Images:
         seed: int = 0,
         augment: Augment | None = None,
         workers: int = 0,
+        task: str = "classification",
+        classes: tuple[str, ...] = (),
+        pixels: Pixels | None = None,
     ) -> None:
         self.labels = None if labels is None else labels[torch.tensor(order)]
-        self.shape: tuple[int, ...] = tuple(fetch(order[:1], None).shape[1:])
+        self.task, self.classes, self.pixels = task, classes, pixels
+        self.shape: tuple[int, ...] = _shape_of_first(fetch(order[:1], None))
         self.batch_size, self.augment, self.workers = batch_size, augment, workers
         self._fetch, self._order, self._shuffle, self._seed = fetch, torch.tensor(order), shuffle, seed
         self._epoch, self._index, self._count = 0, 0, 1
@@ -130,7 +94,7 @@ class Images:
     def __len__(self) -> int:
         return math.ceil(self.samples / (self.batch_size * self._count))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         generator = torch.Generator().manual_seed((self._seed << 24) + self._epoch)
         self._epoch += 1
         places = torch.arange(self.samples)
@@ -142,7 +106,7 @@ class Images:
         chunks = places.split(self.batch_size)[self._index :: self._count]
         return self._ahead(chunks, generator) if self.workers else (self._batch(chunk, generator) for chunk in chunks)
 
-    def _ahead(self, chunks: Sequence[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _ahead(self, chunks: Sequence[Tensor], generator: torch.Generator) -> Iterator[tuple[Any, Any]]:
         """Yield the batches, each made while the one before is in use."""
         with ThreadPoolExecutor(1) as maker:  # one, so that random numbers are drawn in order
             coming = maker.submit(self._batch, chunks[0], generator)
@@ -151,10 +115,17 @@ class Images:
                 yield now.result()
             yield coming.result()
 
-    def _batch(self, chunk: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def _batch(self, chunk: Tensor, generator: torch.Generator) -> tuple[Any, Any]:
         images = self._fetch(self._order[chunk].tolist(), generator)
+        if isinstance(images, tuple):  # with masks or boxes, which the reader changes alike
+            return images
         images = images if self.augment is None else self.augment(images, generator)
         return images, None if self.labels is None else self.labels[chunk]
+
+
+def _shape_of_first(fetched: Any) -> tuple[int, ...]:
+    images = fetched[0] if isinstance(fetched, tuple) else fetched
+    return tuple(images[0].shape)
 
 
 def load_data(
@@ -169,6 +140,7 @@ def load_data(
     seed: int = 0,
     augment: str = "none",
     workers: int = 0,
+    channels: str = "rgb",
 ) -> Images:
     """Open the data that ``spec`` names.
 
@@ -176,34 +148,51 @@ def load_data(
         spec: See `DataSpec.parse`.
         mean: Per channel, subtracted after bytes were divided by 255. For imagefolder, ImageNet's by default.
         std: Per channel, divided by after that.
-        input_shape: ``(c, h, w)`` of the model. Image files are resized and cropped to it; arrays must have it.
+        input_shape: ``(c, h, w)`` of the model. Image files are resized and cropped to it, scenes with masks or boxes
+            resized; arrays must have it.
         batch_size: Images per batch; the last one may be smaller.
         limit: Use this many images only: the first, or with ``shuffle`` a seeded choice.
         shuffle: Yield in a new seeded order at each pass.
         seed: For both.
-        augment: Random changes for training: "cifar" (shifts, flips), "imagenet" (crops of files, flips) or "none".
+        augment: Random changes for training: "cifar" (shifts, flips), "imagenet" (crops of files, flips), "flip",
+            "zoom" (of segmentation: a part is enlarged, flips) or "none".
         workers: Threads that read image files; with any, the next batch is made while one is used.
+        channels: "rgb", or "bgr" for a network that was trained on B, G, R; ``mean`` and ``std`` are in that order.
 
     Raises:
         DataError: The data is missing, empty, malformed or of another shape than the model's input.
     """
     spec = DataSpec.parse(spec) if isinstance(spec, str) else spec
     if batch_size < 1 or (limit is not None and limit < 1):
-        raise DataError(f"cannot use {_title(spec)}: batches of {batch_size}, at most {limit} images; give at least 1")
-    change = _batch_change(spec, augment)
+        raise DataError(f"cannot use {spec.title}: batches of {batch_size}, at most {limit} images; give at least 1")
+    _require_augment(spec, augment)
     fetch: Fetch
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    normal: Pixels | None = None
     if spec.kind == "imagefolder":
-        fetch, labels, count = _folder(spec, mean, std, input_shape or (3, 224, 224), workers, augment)
+        shape = input_shape or (3, 224, 224)
+        files, of_files = image_files(spec.folder)
+        labels, count = None if of_files is None else torch.tensor(of_files), len(files)
+        fetch = FolderReader(files, shape, _of_photos(mean, std, shape[0], channels), workers, augment == "imagenet")
+    elif spec.task != "classification":
+        scenes = open_scenes(spec)
+        classes, count = scenes.classes, scenes.count
+        normal = Pixels.of(mean, std, 3, channels)
+        fetch = SceneReader(scenes, normal, input_shape, augment, workers)
     else:
-        pixels, labels = _arrays(spec)
-        fetch, count = _fetcher(pixels, mean, std), len(pixels)
+        pixels, labels = read_arrays(spec)
+        fetch, count = _fetcher(pixels, Pixels.of(mean, std, pixels.shape[1], channels)), len(pixels)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(count, generator=generator).tolist() if shuffle else list(range(count))
-    images = Images(fetch, labels, order[:limit], batch_size, shuffle, seed, change, workers)
+    images = Images(
+        fetch, labels, order[:limit], batch_size, shuffle, seed, CHANGES.get(augment), workers, spec.task, classes,
+        normal,
+    )  # fmt: skip
     if input_shape is not None and images.shape != tuple(input_shape):
         have, want = ("x".join(map(str, shape)) for shape in (images.shape, input_shape))
         remedy = f"resize the images, or give --input-shape {','.join(map(str, images.shape))}"
-        raise DataError(f"cannot use {_title(spec)}: its images are {have}, the model takes {want}; {remedy}")
+        raise DataError(f"cannot use {spec.title}: its images are {have}, the model takes {want}; {remedy}")
     return images
 
 
@@ -212,12 +201,13 @@ def random_images(shape: Sequence[int], n: int, seed: int = 0) -> Tensor:
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def calibration_batches(data: Tensor | Iterable[Any], samples: int) -> Iterator[Tensor]:
-    """Yield image tensors until ``samples`` images were given; labels are dropped.
+def calibration_batches(data: Tensor | Iterable[Any], samples: int) -> Iterator[Tensor | list[Tensor]]:
+    """Yield batches of images until ``samples`` images were given; labels are dropped.
 
     Args:
-        data: One tensor ``(n, c, h, w)``, or an iterable of tensors, of pairs whose first is a tensor, or of dicts
-            that hold one under ``images``, ``pixel_values``, ``inputs`` or ``x``.
+        data: One tensor ``(n, c, h, w)``, or an iterable of tensors, of pairs whose first is a tensor or, for
+            detection, a list of images ``(c, h, w)``, or of dicts that hold one under ``images``, ``pixel_values``,
+            ``inputs`` or ``x``.
         samples: At most so many images.
 
     Raises:
@@ -235,163 +225,45 @@ def calibration_batches(data: Tensor | Iterable[Any], samples: int) -> Iterator[
         raise DataError("cannot calibrate: the data yields no images; give a loader or an iterable that is not used up")
 
 
-def _images_of(batch: Any) -> Tensor:
+def _images_of(batch: Any) -> Tensor | list[Tensor]:
     found = batch
     if isinstance(batch, dict):
         found = next((batch[key] for key in IMAGE_KEYS if key in batch), None)
     elif isinstance(batch, tuple | list) and batch:
         found = batch[0]
+    if isinstance(found, tuple | list) and found and all(isinstance(x, Tensor) and x.dim() == 3 for x in found):
+        return list(found)
     if not isinstance(found, Tensor):
         what = f"a dict with the keys {', '.join(map(str, batch))}" if isinstance(batch, dict) else type(batch).__name__
         raise DataError(f"cannot calibrate: a batch is {what}; yield tensors, (images, labels) or dicts with 'images'")
     return found if found.is_floating_point() else found.float()
 
 
-def _split(text: str, known: Sequence[str], spec: str) -> str:
-    if text not in known:
-        raise DataError(f"cannot read the data spec {spec!r}{nearest(text, known)}; the parts are {', '.join(known)}")
-    return text
-
-
-def _title(spec: DataSpec) -> str:
-    return ":".join(part for part in (spec.kind, spec.name, spec.path) if part)
-
-
-def _arrays(spec: DataSpec) -> tuple[NDArray[Any], Tensor | None]:
-    """Return checked images ``(n, c, h, w)``, bytes or floats, and their labels."""
-    load = {"npz": _npz, "torchvision": _torchvision, "digits": _digits}[spec.kind]
-    images, labels = load(spec)
-    title = _title(spec)
-    images = _channels_first(np.asarray(images), title)
-    if len(images) == 0:
-        raise DataError(f"cannot use {title}: it holds no images; give at least one")
-    if images.dtype != np.uint8 and not np.isfinite(images).all():
-        raise DataError(f"cannot use {title}: an image holds NaN or an infinite value; clean the array")
-    return images, None if labels is None else _labels(np.asarray(labels), len(images), title)
-
-
-def _npz(spec: DataSpec) -> tuple[Any, Any]:
-    title = _title(spec)
-    try:
-        # Opened here, because np.load leaves a damaged file open.
-        with Path(spec.path).open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(
-                    f"cannot use {title}: it is a single array; write np.savez(FILE, images=..., labels=...)"
-                )
-            if "images" not in file:
-                saw = f"it holds {', '.join(file) or 'nothing'}"
-                raise DataError(f"cannot use {title}: there is no array 'images', {saw}; name it so with np.savez")
-            return file["images"], file.get("labels")
-    except FileNotFoundError:
-        raise DataError(f"cannot use {title}: there is no such file; check the path") from None
-    except DataError:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy each raise their own
-        why = "" if "pickle" in str(error) else f" ({error})"  # numpy advises to unpickle whatever is not its own
-        remedy = "write it with np.savez(FILE, images=..., labels=...)"
-        raise DataError(f"cannot use {title}: the file is no npz or is damaged{why}; {remedy}") from error
-
-
-def _torchvision(spec: DataSpec) -> tuple[Any, Any]:
-    datasets = importlib.import_module("torchvision.datasets")
-    part: dict[str, Any] = {"split": spec.split} if spec.name == "SVHN" else {"train": spec.split == "train"}
-    try:
-        data = getattr(datasets, spec.name)(spec.path, download=False, **part)
-    except (RuntimeError, OSError) as error:
-        what = f"{spec.name} ({spec.split} part) is not in {spec.path!r}"
-        raise DataError(f"cannot use {_title(spec)}: {what}; nothing is downloaded here, fetch it first") from error
-    if spec.name == "SVHN":
-        return np.transpose(data.data, (0, 2, 3, 1)), data.labels
-    return np.asarray(data.data), np.asarray(data.targets)
-
-
-def _digits(spec: DataSpec) -> tuple[Any, Any]:
-    try:
-        datasets = importlib.import_module("sklearn.datasets")
-    except ImportError:
-        raise DataError("cannot use digits: scikit-learn is not installed; run pip install 'binarize[demo]'") from None
-    images, labels = (np.asarray(part) for part in datasets.load_digits(return_X_y=True))
-    images = (images.reshape(-1, 1, 8, 8) / 16).astype(np.float32)
-    # One fixed draw, so that "train" and "test" mean the same images everywhere.
-    order = np.random.default_rng(0).permutation(len(images))
-    cut = len(images) * 3 // 4
-    part = {"all": np.arange(len(images)), "train": order[:cut], "test": order[cut:]}[spec.split]
-    return images[part], labels[part]
-
-
-def _channels_first(images: NDArray[Any], title: str) -> NDArray[Any]:
-    shape = "x".join(map(str, images.shape))
-    if images.dtype == np.uint8 and images.ndim in (3, 4):
-        images = images[..., None] if images.ndim == 3 else images
-        if images.shape[-1] not in (1, 3, 4):
-            raise DataError(f"cannot use {title}: uint8 images are {shape}; they must be (n, h, w, c), channels last")
-        return np.moveaxis(images, -1, 1)
-    if np.issubdtype(images.dtype, np.floating) and images.ndim == 4:
-        if images.shape[-1] in (1, 3) and images.shape[1] > 4:
-            raise DataError(f"cannot use {title}: float images are {shape}; they must be (n, c, h, w), channels first")
-        return images
-    wanted = "uint8 (n, h, w, c) or (n, h, w), or floats (n, c, h, w)"
-    raise DataError(f"cannot use {title}: 'images' is {images.dtype} of shape {shape}; it must be {wanted}")
-
-
-def _labels(labels: NDArray[Any], count: int, title: str) -> Tensor:
-    if labels.ndim != 1 or len(labels) != count:
-        shape = "x".join(map(str, labels.shape))
-        raise DataError(f"cannot use {title}: {count} images but labels of shape {shape}; give one label per image")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"cannot use {title}: labels are {labels.dtype}; they must be integers, the classes' indices")
-    return torch.from_numpy(labels.astype(np.int64))
-
-
-def _fetcher(pixels: NDArray[Any], mean: Sequence[float] | None, std: Sequence[float] | None) -> Fetch:
-    channels = pixels.shape[1]
-    shift, scale = _statistic(mean, channels, "mean", 0.0), _statistic(std, channels, "std", 1.0)
-    if bool((scale == 0).any()):
-        raise DataError("cannot normalise: a value of std is 0; give the spread of each channel, above 0")
-    divisor = 255.0 if pixels.dtype == np.uint8 else 1.0
+def _fetcher(images: NDArray[Any], pixels: Pixels) -> Fetch:
+    divisor = 255.0 if images.dtype == np.uint8 else 1.0
 
     def fetch(indices: Sequence[int], generator: torch.Generator | None) -> Tensor:
-        images = torch.from_numpy(np.ascontiguousarray(pixels[np.asarray(indices)], dtype=np.float32))
-        return ((images / divisor) - shift) / scale
+        chosen = torch.from_numpy(np.ascontiguousarray(images[np.asarray(indices)], dtype=np.float32))
+        return pixels(chosen / divisor)
 
     return fetch
 
 
-def _statistic(values: Sequence[float] | None, channels: int, name: str, default: float) -> Tensor:
-    given = [default] * channels if values is None else list(values)
-    if len(given) == 1:
-        given = given * channels
-    if len(given) != channels:
-        raise DataError(
-            f"cannot normalise: {len(given)} values of {name} for {channels} channels; give one per channel"
-        )
-    return torch.tensor(given, dtype=torch.float32).reshape(1, channels, 1, 1)
+def _of_photos(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int, order: str) -> Pixels:
+    """Return how photos are normalised: by ImageNet's statistics unless others are given."""
+    back = -1 if order == "bgr" else 1
+    if channels == 3:
+        mean, std = mean or IMAGENET_MEAN[::back], std or IMAGENET_STD[::back]
+    return Pixels.of(mean, std, channels, order)
 
 
-def _folder(
-    spec: DataSpec,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    shape: Sequence[int],
-    workers: int,
-    augment: str,
-) -> tuple[FolderReader, Tensor | None, int]:
-    files, classes = image_files(Path(spec.path))
-    defaults = shape[0] == 3
-    shift = _statistic(IMAGENET_MEAN if mean is None and defaults else mean, shape[0], "mean", 0.0)
-    scale = _statistic(IMAGENET_STD if std is None and defaults else std, shape[0], "std", 1.0)
-    reader = FolderReader(files, shape, shift, scale, workers, augment == "imagenet")
-    return reader, None if classes is None else torch.tensor(classes), len(files)
-
-
-def _batch_change(spec: DataSpec, augment: str) -> Augment | None:
-    """Return what changes whole batches; random crops of files are the reader's business."""
+def _require_augment(spec: DataSpec, augment: str) -> None:
     if augment not in PRESETS:
         known = ", ".join(PRESETS)
         raise DataError(f"cannot augment by {augment!r}{nearest(augment, PRESETS)}; the presets are {known}")
-    if augment == "imagenet" and spec.kind != "imagefolder":
+    if augment == "imagenet" and spec.task == "classification" and spec.kind != "imagefolder":
         what = "random crops are cut from image files, and these images have one size"
-        raise DataError(f"cannot use {_title(spec)} with 'imagenet': {what}; use 'cifar'")
-    return shift_and_flip if augment == "cifar" else None
+        raise DataError(f"cannot use {spec.title} with 'imagenet': {what}; use 'cifar'")
+    fitting = AUGMENTS.get(spec.kind, AUGMENTS[spec.task])
+    if augment not in ("none", *fitting):
+        raise DataError(f"cannot use {spec.title} with {augment!r}: it is for {spec.task}; use {' or '.join(fitting)}")

@@ -1,6 +1,6 @@
-"""Top-1 and top-5 accuracy, and how often a network decides as its teacher does."""
+"""How good a network is at its task, and how often it decides as its teacher does."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -8,8 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import DataError, ModelError
+from binarize.measures import (
+    DetectionEvaluation,
+    Judge,
+    JudgeOfBoxes,
+    JudgeOfMasks,
+    SegmentationEvaluation,
+    run_on,
+)
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["DetectionEvaluation", "Evaluation", "SegmentationEvaluation", "evaluate"]
 
 
 @final
@@ -33,27 +41,45 @@ class Evaluation:
         """Return the fields for JSON; ``agreement`` only if there was a teacher."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
+    def figures(self) -> dict[str, float]:
+        """Return what a run of fine-tuning keeps of each epoch."""
+        return {"top1": self.top1}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the table as text."""
+        rows = [("top-1", f"{self.top1:.2%}"), ("top-5", f"{self.top5:.2%}")]
+        if self.agreement is not None:
+            rows.append(("agreement with the teacher", f"{self.agreement:.2%}"))
+        return [*rows, ("samples", str(self.samples))]
+
 
 def evaluate(
     model: nn.Module,
     loader: Iterable[Any],
     *,
     teacher: nn.Module | None = None,
+    classes: Sequence[str] = (),
     progress: Callable[[int], object] | None = None,
-) -> Evaluation:
-    """Run a classifier over labelled images, in eval mode and without gradients.
+) -> Evaluation | SegmentationEvaluation | DetectionEvaluation:
+    """Run a network over images whose truth is known, in eval mode and without gradients.
+
+    What a batch holds beside the images says what is measured: labels ``(n,)`` the accuracy of a classifier, masks
+    ``(n, h, w)`` the intersection over union of segmentation, a list of dicts with boxes and labels the mean average
+    precision of a detector; see `binarize.scenes`.
 
     Args:
-        model: Maps ``(n, c, h, w)`` to ``(n, classes)``. Its train or eval mode is restored afterwards.
-        loader: Yields pairs of images ``(n, c, h, w)`` and labels ``(n,)``.
-        teacher: A second classifier for the same images, for the agreement.
+        model: Maps ``(n, c, h, w)`` to ``(n, classes)`` or ``(n, classes, h, w)``, alone or as ``out`` of a dict, or a
+            list of images to a list of detections. Its train or eval mode is restored afterwards.
+        loader: Yields pairs of images and labels, masks or boxes.
+        teacher: A second network for the same images, for the agreement.
+        classes: Their names, for scenes; by default those that the loader knows.
         progress: Called after each batch with the number of images in it.
 
     Raises:
         DataError: There are no samples, no labels, or a label is no output of the model.
-        ModelError: The images do not fit the model, or its output is no table of class scores.
+        ModelError: The images do not fit the model, or its output is of another kind.
     """
-    hits = torch.zeros(3, dtype=torch.int64)
+    judge: Judge | None = None
     samples = 0
     networks = [model] if teacher is None else [model, teacher]
     modes = {module: module.training for network in networks for module in network.modules()}
@@ -61,35 +87,57 @@ def evaluate(
         for network in networks:
             network.eval()
         with torch.inference_mode():
-            for images, labels in map(_pair, loader):
-                outputs = [_scores(network, images) for network in networks]
-                hits += _count(outputs, labels)
-                samples += len(images)
+            for images, truth in map(_pair, loader):
+                judge = judge or _judge(truth, tuple(classes) or getattr(loader, "classes", ()))
+                done = judge.add(networks, images, truth)
+                samples += done
                 if progress is not None:
-                    progress(len(images))
+                    progress(done)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    if samples == 0:
+    if judge is None or samples == 0:
         raise DataError("cannot evaluate: the data has no samples; give at least one labelled image")
-    top1, top5, same = (count / samples for count in hits.tolist())
-    return Evaluation(top1, top5, samples, None if teacher is None else same)
+    found: Evaluation | SegmentationEvaluation | DetectionEvaluation = judge.result(
+        samples, compared=teacher is not None
+    )
+    return found
 
 
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    images, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
-    if not isinstance(labels, Tensor):
+def _pair(batch: Any) -> tuple[Any, Any]:
+    images, truth = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
+    boxes = isinstance(truth, tuple | list) and all(isinstance(item, Mapping) and "boxes" in item for item in truth)
+    if not isinstance(truth, Tensor) and not boxes:
         raise DataError("cannot evaluate: the data has no labels; give images with labels")
-    return images, labels
+    return images, truth
+
+
+def _judge(truth: Any, classes: Sequence[str]) -> Judge:
+    if not isinstance(truth, Tensor):
+        return JudgeOfBoxes(classes)
+    return JudgeOfMasks(classes) if truth.dim() == 3 else _JudgeOfLabels()
+
+
+@final
+class _JudgeOfLabels(Judge):
+    """Of classification."""
+
+    def __init__(self) -> None:
+        self._hits = torch.zeros(3, dtype=torch.int64)
+
+    def add(self, networks: Sequence[nn.Module], images: Any, targets: Any) -> int:
+        """Count one batch."""
+        self._hits += _count([_scores(network, images) for network in networks], targets)
+        return len(images)
+
+    def result(self, samples: int, *, compared: bool) -> Evaluation:
+        """Return the fractions."""
+        top1, top5, same = (count / samples for count in self._hits.tolist())
+        return Evaluation(top1, top5, samples, same if compared else None)
 
 
 def _scores(network: nn.Module, images: Tensor) -> Tensor:
-    try:
-        scores = network(images)
-    except RuntimeError as error:  # what torch raises for shapes that do not fit
-        reason = str(error).splitlines()[0][:200]
-        shape = "x".join(map(str, images.shape[1:]))
-        raise ModelError(f"cannot evaluate: images of {shape} do not fit the model ({reason}); resize them") from error
+    scores = run_on(network, images)
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(images):
         saw = f"of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
         raise ModelError(f"cannot evaluate: the output is {saw}; top-1 and top-5 need (n, classes), so a classifier")

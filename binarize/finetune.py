@@ -28,7 +28,7 @@ from binarize.training.settings import Losses, Settings
 __all__ = ["History", "Losses", "Settings", "Step", "finetune"]
 
 Validation = Iterable[Any] | Callable[[nn.Module], Mapping[str, float]]
-"""Labelled batches for a classifier, or a function of the network that returns figures by name."""
+"""Labelled batches, as `evaluate` takes them, or a function of the network that returns figures by name."""
 
 EVERYTHING = ("binary",)
 
@@ -139,7 +139,8 @@ def _validation(net: nn.Module, val: Validation | None, device: torch.device) ->
     if callable(val):
         own = val
         return lambda: own(net)
-    return lambda: {"top1": evaluate(net, _Placed(val, device)).top1}
+    loader = val
+    return lambda: evaluate(net, _Placed(loader, device), classes=getattr(loader, "classes", ())).figures()
 
 
 @final

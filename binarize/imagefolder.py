@@ -11,6 +11,7 @@ from torch import Tensor
 
 from binarize.augment import RandomBoxes
 from binarize.errors import DataError
+from binarize.pixels import Pixels
 
 __all__ = ["FolderReader", "image_files"]
 
@@ -26,11 +27,9 @@ class FolderReader:
         shape: ``(c, h, w)``.
     """
 
-    def __init__(
-        self, files: Sequence[Path], shape: Sequence[int], shift: Tensor, scale: Tensor, workers: int, is_cut: bool
-    ) -> None:
+    def __init__(self, files: Sequence[Path], shape: Sequence[int], pixels: Pixels, workers: int, is_cut: bool) -> None:
         self.files, self.shape = files, tuple(shape)
-        self._shift, self._scale, self._is_cut = shift, scale, is_cut
+        self._pixels, self._is_cut = pixels, is_cut
         self._threads = ThreadPoolExecutor(workers) if workers else None  # decoding lets go of Python's lock
         self._image: Any = importlib.import_module("PIL.Image")
         v2 = importlib.import_module("torchvision.transforms.v2")
@@ -51,7 +50,7 @@ class FolderReader:
 
         places = range(len(indices))
         pictures = list(map(read, places) if self._threads is None else self._threads.map(read, places))
-        return (torch.stack(pictures) / 255.0 - self._shift) / self._scale
+        return self._pixels(torch.stack(pictures) / 255.0)
 
     def _read(self, path: Path, boxes: RandomBoxes | None, place: int) -> Tensor:
         try:

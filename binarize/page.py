@@ -1,5 +1,7 @@
 """A summary as one self-contained HTML page."""
 
+import base64
+from collections.abc import Mapping
 from pathlib import Path
 
 from binarize.artifact import replacing
@@ -21,8 +23,14 @@ def require_html(path: Path | str) -> None:
         )
 
 
-def write_html(found: Summary, path: Path | str, *, title: str) -> None:
+def write_html(found: Summary, path: Path | str, *, title: str, pictures: Mapping[str, bytes] | None = None) -> None:
     """Write a self-contained page: no scripts, nothing loaded from elsewhere.
+
+    Args:
+        found: what was done.
+        path: file to write.
+        title: of the page.
+        pictures: PNG files to show at the end, by what stands above them; see `binarize.pictures`.
 
     Raises:
         OutputError: jinja2 is missing, or the file cannot be written.
@@ -30,9 +38,12 @@ def write_html(found: Summary, path: Path | str, *, title: str) -> None:
     require_html(path)
     import jinja2
 
+    shown = {name: base64.b64encode(held).decode() for name, held in (pictures or {}).items()}
     curves = curves_of(found.details.get("training", {}))
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
-    text = page.render(title=title, summary=found, size=size, count=count, widest=_widest(found), curves=curves)
+    text = page.render(
+        title=title, summary=found, size=size, count=count, widest=_widest(found), curves=curves, pictures=shown
+    )
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
@@ -112,6 +123,10 @@ tr.kept td { background: #fafafa; }
 <polyline points="{{ curve.points }}" fill="none" stroke="#2f6db5" stroke-width="2"/></svg>
 {% endfor %}
 {% endif %}
+{% for name, held in pictures.items() %}
+<h2>{{ name }}</h2>
+<img src="data:image/png;base64,{{ held }}" alt="{{ name }}" style="max-width: 100%">
+{% endfor %}
 <h2>Where it came from</h2>
 <dl>
 {% for name, values in summary.details.items() if values %}

@@ -113,6 +113,7 @@ class Recipe:
         keep_first: keep the layers that read the image.
         keep_last: keep the layers that give the predictions.
         keep_depthwise: keep convolutions with one input channel per output.
+        keep_shared: keep layers that maps of several sizes go through in one pass, as a head of a pyramid.
         smallest: layers with fewer weights than this are kept.
         samples: calibration images, at most.
         reconstruct: follow calibration by block reconstruction against the teacher.
@@ -127,6 +128,7 @@ class Recipe:
     keep_first: bool = True
     keep_last: bool = True
     keep_depthwise: bool = True
+    keep_shared: bool = True
     smallest: int = 512
     samples: int = 256
     reconstruct: bool = False

@@ -10,7 +10,7 @@ from torch import nn
 from binarize.calibration.places import layer_copies
 from binarize.calibration.reconstruct import WHOLE
 from binarize.convert import plan
-from binarize.cost import example_arguments, measure_macs, packed_bytes, tensor_bytes, weight_bytes
+from binarize.cost import example_arguments, measure_macs, packed_bytes, tensor_bytes, weight_bytes, weight_shape
 from binarize.data import random_images
 from binarize.errors import ModelError
 from binarize.layers.binary import binary_layers
@@ -273,8 +273,8 @@ class _Layers:
             return 0  # never called: the graph has no place for it
         if scheme is None or isinstance(module, PackedLayer):
             return weight_bytes(module) * stored
-        weight = module.weight
-        return packed_bytes(weight.shape, scheme) * stored if isinstance(weight, torch.Tensor) else 0
+        held = isinstance(module.weight, torch.Tensor)
+        return packed_bytes(weight_shape(module), scheme) * stored if held else 0
 
     def _macs(self, layer: LayerRecord, macs: Mapping[str, int]) -> int:
         executed = self._group(layer).executed

@@ -6,19 +6,23 @@ from typing import final
 
 from torch import fx, nn
 
-from binarize.layers.binary import BinaryActivation, BinaryConv2d, BinaryLinear
+from binarize.layers.binary import BinaryActivation, BinaryConv2d, BinaryLayer, BinaryLinear
+from binarize.layers.binary_nd import KINDS, BinaryConvNd
 from binarize.passes.base import Pass, PassResult
 from binarize.passes.graph import Call, calls, first_input, module_uses, swap
 from binarize.passes.operations import is_inplace
 from binarize.schemes.presets import Scheme
 
-__all__ = ["DecomposeLayers", "decompose"]
+__all__ = ["CONVERTIBLE", "DecomposeLayers", "decompose"]
+
+CONVERTIBLE: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear, *KINDS)
+"""Layers that have a binary form."""
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class DecomposeLayers(Pass):
-    """Swap the named Conv2d and Linear layers of one graph for binary layers.
+    """Swap the named convolutions and Linear layers of one graph for binary layers.
 
     1. Layers that read the same tensor in the same activation basis share one `BinaryActivation`, so that the packed
        form packs that tensor once.
@@ -36,7 +40,7 @@ class DecomposeLayers(Pass):
         uses = module_uses(gm)
         shared: dict[tuple[fx.Node, object], BinaryActivation] = {}
         changed: list[str] = []
-        for call in calls(gm, (nn.Conv2d, nn.Linear)):
+        for call in calls(gm, CONVERTIBLE):
             scheme = self.schemes.get(call.name)
             if scheme is not None:
                 swap(gm, call, decompose(call.module, scheme, self._activation(gm, call, scheme, uses, shared)))
@@ -58,17 +62,17 @@ class DecomposeLayers(Pass):
         return shared.setdefault((source, scheme.activation), BinaryActivation(scheme.activation))
 
 
-def decompose(
-    layer: nn.Module, scheme: Scheme, activation: BinaryActivation | None = None
-) -> BinaryConv2d | BinaryLinear:
+def decompose(layer: nn.Module, scheme: Scheme, activation: BinaryActivation | None = None) -> BinaryLayer:
     """Return the binary form of one float layer, with an activation of its own unless one is given.
 
     Raises:
-        TypeError: ``layer`` is neither a Conv2d nor a Linear.
+        TypeError: ``layer`` is neither a convolution nor a Linear.
     """
     activation = activation or BinaryActivation(scheme.activation)
     if isinstance(layer, nn.Conv2d):
         return BinaryConv2d.from_float(layer, scheme, activation)
     if isinstance(layer, nn.Linear):
         return BinaryLinear.from_float(layer, scheme, activation)
+    if isinstance(layer, KINDS):
+        return BinaryConvNd.from_float(layer, scheme, activation)
     raise TypeError(f"no binary form for {type(layer).__name__}")

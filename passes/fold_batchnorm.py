@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from binarize.layers.packed import PackedConv2d, PackedLayer, PackedLinear
+from binarize.layers.packed import PackedLayer
 from binarize.passes.base import Pass, PassResult
 from binarize.passes.graph import Call, bypass, call_of, calls, first_input, module_uses, put
 
 __all__ = ["FoldBatchNorm"]
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-FEEDERS = (PackedConv2d, PackedLinear, nn.Conv2d, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+FEEDERS = (PackedLayer, nn.Conv2d, nn.Linear)
 
 
 @final

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import fx, nn
 
-from binarize.layers.packed import PackActivation, PackedConv2d, PackedLayer, PackedLinear
+from binarize.layers.packed import PackActivation, PackedConv2d, PackedLayer
 from binarize.passes.base import Pass, PassResult
 from binarize.passes.graph import (
     Call,
@@ -37,7 +37,7 @@ class FuseEpilogue(Pass):
         changed: list[str] = []
         skipped: dict[str, str] = {}
         uses = module_uses(gm)
-        for call in calls(gm, (PackedConv2d, PackedLinear)):
+        for call in calls(gm, PackedLayer):
             if len(uses[call.name]) > 1:
                 skipped[call.name] = f"called {len(uses[call.name])} times"
                 continue
@@ -46,7 +46,7 @@ class FuseEpilogue(Pass):
         return PassResult(tuple(changed), skipped)
 
 
-def _fuse_addition(gm: fx.GraphModule, call: Call[PackedConv2d | PackedLinear]) -> bool:
+def _fuse_addition(gm: fx.GraphModule, call: Call[PackedLayer]) -> bool:
     addition = single_user(call.node)
     terms = None if addition is None else add_of(addition)
     if addition is None or terms is None or terms[0] is terms[1] or _has_epilogue(call):
@@ -62,7 +62,7 @@ def _fuse_addition(gm: fx.GraphModule, call: Call[PackedConv2d | PackedLinear]) 
     return True
 
 
-def _fuse_clamp(gm: fx.GraphModule, call: Call[PackedConv2d | PackedLinear]) -> bool:
+def _fuse_clamp(gm: fx.GraphModule, call: Call[PackedLayer]) -> bool:
     clamp = single_user(call.node)
     bounds = clamp_of(gm, clamp)
     if clamp is None or bounds is None or (call.module.minimum, call.module.maximum) != (-inf, inf):
@@ -76,7 +76,7 @@ def _fuse_clamp(gm: fx.GraphModule, call: Call[PackedConv2d | PackedLinear]) -> 
     return True
 
 
-def _has_epilogue(call: Call[PackedConv2d | PackedLinear]) -> bool:
+def _has_epilogue(call: Call[PackedLayer]) -> bool:
     return len(call.node.args) > 1 or (call.module.minimum, call.module.maximum) != (-inf, inf)
 
 

@@ -9,9 +9,11 @@ import torch
 from torch import fx, nn
 
 from binarize.errors import ModelError
-from binarize.layers.binary import BinaryActivation, BinaryConv2d, BinaryLinear, binary_layers
+from binarize.layers.binary import BinaryActivation, BinaryConv2d, BinaryLayer, BinaryLinear, binary_layers
+from binarize.layers.binary_nd import BinaryConvNd
 from binarize.layers.branches import branch_groups
 from binarize.layers.packed import Geometry, PackActivation, PackedConv2d, PackedLayer, PackedLinear
+from binarize.layers.packed_nd import PackedConvNd
 from binarize.passes.base import Pass, PassResult
 from binarize.passes.fold_batchnorm import FoldBatchNorm
 from binarize.passes.fuse import FuseEpilogue, FuseReader
@@ -43,27 +45,26 @@ class PackLayers(Pass):
         packs: dict[tuple[int, int, bool], str] = {}
         changed: list[str] = []
         done: dict[int, nn.Module] = {}
-        for call in calls(gm, (BinaryConv2d, BinaryLinear)):
+        for call in calls(gm, BinaryLayer):
             if id(call.module) not in done:
                 done[id(call.module)] = pack_layer(call.module)
             if _packs_outside(call.module):
                 self._read_planes(gm, call, made, packs)
             changed.append(call.name)
-        for call in calls(gm, (BinaryConv2d, BinaryLinear)):
+        for call in calls(gm, BinaryLayer):
             swap(gm, call, done[id(call.module)])
         return PassResult(tuple(dict.fromkeys(changed)))
 
     @staticmethod
     def _read_planes(
         gm: fx.GraphModule,
-        call: Call[BinaryConv2d | BinaryLinear],
+        call: Call[BinaryLayer],
         made: dict[_PackKey, fx.Node],
         packs: dict[tuple[int, int, bool], str],
     ) -> None:
         source = first_input(call.node)
         module = call.module
-        groups, rows = (1, True) if isinstance(module, BinaryLinear) else (module.groups, False)
-        kind = (id(module.activation), groups, rows)
+        kind = (id(module.activation), module.groups, isinstance(module, BinaryLinear))
         key = (source, *kind)
         if key not in made or any(is_inplace(gm, user) for user in source.users):
             if kind in packs:
@@ -75,22 +76,22 @@ class PackLayers(Pass):
         call.node.replace_input_with(source, made[key])
 
 
-def _packs_outside(layer: BinaryConv2d | BinaryLinear) -> bool:
-    return isinstance(layer, BinaryLinear) or layer.padding_mode == "zeros"
+def _packs_outside(layer: BinaryLayer) -> bool:
+    return not isinstance(layer, BinaryConv2d | BinaryConvNd) or layer.padding_mode == "zeros"
 
 
-def pack_activation(layer: BinaryConv2d | BinaryLinear) -> PackActivation:
+def pack_activation(layer: BinaryLayer) -> PackActivation:
     """Return the packing of the layer's input."""
     activation: BinaryActivation = layer.activation
-    groups, rows = (1, True) if isinstance(layer, BinaryLinear) else (layer.groups, False)
-    return PackActivation(activation.basis.terms, activation.levels, groups=groups, rows=rows)
+    rows = isinstance(layer, BinaryLinear)
+    return PackActivation(activation.basis.terms, activation.levels, groups=layer.groups, rows=rows)
 
 
 @torch.no_grad()
-def pack_layer(layer: BinaryConv2d | BinaryLinear) -> PackedConv2d | PackedLinear:
+def pack_layer(layer: BinaryLayer) -> PackedConv2d | PackedConvNd | PackedLinear:
     """Return the packed form of one layer: same weight planes, same scales, same bias."""
     terms = (layer.weight_basis.terms, layer.activation.basis.terms)
-    packed: PackedConv2d | PackedLinear
+    packed: PackedConv2d | PackedConvNd | PackedLinear
     if isinstance(layer, BinaryConv2d):
         inside = layer.padding if layer.padding_mode == "zeros" else (0, 0)
         geometry = Geometry(
@@ -100,7 +101,12 @@ def pack_layer(layer: BinaryConv2d | BinaryLinear) -> PackedConv2d | PackedLinea
         packed = PackedConv2d(geometry, pack_activation(layer), layer.scheme.spec)
         packed.crop, packed.padding_mode = layer.crop, layer.padding_mode
         packed.mode_padding = layer.padding if layer.padding_mode != "zeros" else (0, 0)
+    elif isinstance(layer, BinaryConvNd):
+        space = dataclasses.replace(layer.inner_geometry(), weight_terms=terms[0], activation_terms=terms[1])
+        packed = PackedConvNd(space, pack_activation(layer), layer.scheme.spec)
+        packed.padding_mode, packed.mode_padding = layer.padding_mode, layer.mode_padding()
     else:
+        assert isinstance(layer, BinaryLinear)
         geometry = Geometry(layer.in_features, layer.out_features, weight_terms=terms[0], activation_terms=terms[1])
         packed = PackedLinear(geometry, pack_activation(layer), layer.scheme.spec)
     scale = layer.unit.unsqueeze(1) * layer.activation.step.reshape(1, -1, 1)

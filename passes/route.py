@@ -18,7 +18,7 @@ from binarize.kernels.dispatch import choose
 from binarize.kernels.problem import Conv2dProblem
 from binarize.kernels.speeds import Speeds, speeds
 from binarize.layers.gpu_routes import GpuRoutes
-from binarize.layers.packed import ROUTES, Geometry, PackActivation, PackedConv2d, PackedLayer, PackedLinear
+from binarize.layers.packed import ROUTES, Geometry, PackActivation, PackedConv2d, PackedLayer
 from binarize.passes.base import Pass, PassResult
 from binarize.passes.graph import Call, call_of, calls
 
@@ -70,8 +70,8 @@ class ChooseRoutes(Pass):
         """Set the route of each layer's packing; report which changed and which cannot go where was asked."""
         changed: list[str] = []
         skipped: dict[str, str] = {}
-        reading: dict[int, tuple[PackActivation, list[Call[PackedConv2d | PackedLinear]]]] = {}
-        for call in calls(gm, (PackedConv2d, PackedLinear)):
+        reading: dict[int, tuple[PackActivation, list[Call[PackedLayer]]]] = {}
+        for call in calls(gm, PackedLayer):
             packing = _packing(gm, call)
             reading.setdefault(id(packing), (packing, []))[1].append(call)
         for packing, readers in reading.values():
@@ -107,9 +107,9 @@ class ChooseRoutes(Pass):
         return next(why for why in found if why is not None)
 
 
-def _packing(gm: fx.GraphModule, call: Call[PackedConv2d | PackedLinear]) -> PackActivation:
+def _packing(gm: fx.GraphModule, call: Call[PackedLayer]) -> PackActivation:
     """Return what packs the input of a layer: a node of its own, the epilogue of the layer before, or the layer."""
-    before = call.node.args[0]
+    before = next(iter(call.node.args), None)  # a damaged file may call it with nothing
     packing, feeder = call_of(gm, before, PackActivation), call_of(gm, before, PackedConv2d)
     if packing is not None:
         return packing.module

@@ -1,5 +1,6 @@
 """Selection: where every weighted layer of a captured model stands, and why it stays in full precision."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -7,9 +8,10 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from binarize.passes.capture import WEIGHTED, Captured
+from binarize.passes.decompose_layers import CONVERTIBLE
 from binarize.passes.graph import flowing, join, output_nodes
 from binarize.passes.operations import module_of
 
@@ -27,6 +29,7 @@ class Rules:
         first: Keep the layers that read the image.
         last: Keep the layers that give the predictions.
         depthwise: Keep convolutions of one input channel per output.
+        shared: Keep layers that maps of several sizes go through in one pass.
         smallest: Keep layers of fewer weights than this.
     """
 
@@ -35,6 +38,7 @@ class Rules:
     first: bool = True
     last: bool = True
     depthwise: bool = True
+    shared: bool = True
     smallest: int = 512
 
 
@@ -50,6 +54,7 @@ class Site:
         calls: How often its graph calls it; 1 if untraceable code does; 0 if nobody.
         first: It reads the image.
         last: It gives the predictions.
+        levels: Of how many sizes the maps are that go through it in one pass, where that is known.
         blocked: Why nothing can take its place, whatever the rules say.
     """
 
@@ -59,6 +64,7 @@ class Site:
     calls: int = 0
     first: bool = False
     last: bool = False
+    levels: int = 1
     blocked: str | None = None
 
 
@@ -83,9 +89,12 @@ def _why_kept(site: Site, rules: Rules) -> str | None:
         return "first layer: reads the image"
     if rules.last and site.last:
         return "last layer: gives the predictions"
+    if rules.shared and site.levels > 1:
+        what = "one set of levels would have to fit the statistics of all"
+        return f"shared: maps of {site.levels} sizes go through it, and {what}"
     module = site.module
-    if rules.depthwise and isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
-        products = module.kernel_size[0] * module.kernel_size[1]
+    if rules.depthwise and isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == module.in_channels:
+        products = math.prod(module.kernel_size)
         return f"depthwise: 1 input channel per output, only {products} products to aggregate"
     weight = module.weight
     if isinstance(weight, nn.Parameter) and weight.numel() < rules.smallest:
@@ -94,14 +103,15 @@ def _why_kept(site: Site, rules: Rules) -> str | None:
 
 
 def _why_no_binary_form(module: nn.Module) -> str | None:
-    if not isinstance(module, (nn.Conv2d, nn.Linear)):
+    base = next((kind for kind in CONVERTIBLE if isinstance(module, kind)), None)
+    if base is None:
         return f"{_torch_name(module)}: no binary form"
-    base = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
     for method in ("forward", "_conv_forward", "__call__"):
         if getattr(type(module), method, None) is not getattr(base, method, None) or method in vars(module):
             return f"{method} is overridden by class {type(module).__name__}"
     if "weight" not in module._parameters:
         return "weight is a parametrization"
+    assert isinstance(module.weight, Tensor)
     if nn.parameter.is_lazy(module.weight):
         return "weight is not initialised: run the model once before converting it"
     if not module.weight.is_floating_point():

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import fx, nn
 
-from binarize.layers.binary import BinaryActivation, BinaryConv2d, BinaryLinear, binary_layers
+from binarize.layers.binary import BinaryActivation, BinaryLayer, binary_layers
 from binarize.layers.branches import Branches
 from binarize.passes.graph import join, module_of, module_uses
 from binarize.passes.groups import find_groups
@@ -97,7 +97,7 @@ def units_of(net: nn.Module, gm: fx.GraphModule) -> list[Unit]:
     return sorted(found, key=lambda unit: order[unit.exit])
 
 
-def _of_layers(net: nn.Module, own: dict[str, BinaryConv2d | BinaryLinear]) -> list[Trained]:
+def _of_layers(net: nn.Module, own: dict[str, BinaryLayer]) -> list[Trained]:
     inside = {id(layer) for layer in own.values()}
     elsewhere = {id(layer.activation) for _, layer in binary_layers(net) if id(layer) not in inside}
     found: list[Trained] = []
@@ -109,7 +109,7 @@ def _of_layers(net: nn.Module, own: dict[str, BinaryConv2d | BinaryLinear]) -> l
     return found
 
 
-def _of_layer(layer: BinaryConv2d | BinaryLinear) -> list[Trained]:
+def _of_layer(layer: BinaryLayer) -> list[Trained]:
     size = float(layer.unit.detach().abs().mean())
     found = [Trained.sized("weight", layer.weight, size), Trained.sized("unit", layer.unit, size)]
     if layer.bias is not None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from binarize.layers.binary import BinaryConv2d, BinaryLinear
+from binarize.layers.binary import BinaryConv2d, BinaryLayer, BinaryLinear
+from binarize.layers.binary_nd import BinaryConvNd
 
 __all__ = ["Rows", "draw", "row_count", "values"]
 
@@ -22,8 +23,10 @@ class Rows:
     """Inputs and outputs of one layer at p sampled outputs.
 
     Attributes:
-        taps: ``(p, c, kh, kw)``, or ``(p, c)`` for a linear layer: the inputs under the window, not yet binarised.
-        inside: ``(p, 1, kh, kw)``, or ``(p, 1)``: 1 where the tap lies in the image, 0 where it is padding.
+        taps: ``(p, c, kh, kw)``, ``(p, c)`` for a linear layer, ``(p, c, kt, kh, kw)`` for one of n dimensions: the
+            inputs under the window, not yet binarised.
+        inside: the same with one channel: 1 where the tap lies in the image, 0 where it is padding, or between the
+            inputs of a transposed convolution.
         targets: ``(p, o)``.
     """
 
@@ -40,15 +43,15 @@ class Rows:
             torch.cat([part.targets for part in parts]),
         )
 
-    def design(self, layer: BinaryConv2d | BinaryLinear) -> Tensor:
+    def design(self, layer: BinaryLayer) -> Tensor:
         """Return the binarised inputs ``(g, p, k)`` as the layer's own activation gives them, g convolution groups."""
-        groups = layer.groups if isinstance(layer, BinaryConv2d) else 1
+        groups = layer.groups
         taps: Tensor = layer.activation(self.taps) * self.inside
         return taps.reshape(len(taps), groups, -1).transpose(0, 1).contiguous()
 
-    def original_outputs(self, layer: BinaryConv2d | BinaryLinear) -> Tensor:
+    def original_outputs(self, layer: BinaryLayer) -> Tensor:
         """Return ``(p, o)``: what the layer's trained weight makes of the rows in full precision."""
-        groups = layer.groups if isinstance(layer, BinaryConv2d) else 1
+        groups = layer.groups
         taps = (self.taps * self.inside).reshape(len(self.taps), groups, -1).transpose(0, 1)
         y = taps @ layer.weight.reshape(groups, -1, taps.shape[2]).transpose(1, 2)
         flat = y.transpose(0, 1).reshape(len(self.taps), -1)
@@ -60,7 +63,7 @@ def row_count(inputs: int, outputs: int) -> int:
     return min(max(WORK // (inputs * (inputs + outputs)), FEWEST), MOST)
 
 
-def draw(layer: BinaryConv2d | BinaryLinear, x: Tensor, y: Tensor, count: int, generator: torch.Generator) -> Rows:
+def draw(layer: BinaryLayer, x: Tensor, y: Tensor, count: int, generator: torch.Generator) -> Rows:
     """Draw at most about ``count`` rows from one batch, the same number from each image, at random places.
 
     Args:
@@ -71,22 +74,16 @@ def draw(layer: BinaryConv2d | BinaryLinear, x: Tensor, y: Tensor, count: int, g
         count: rows wanted.
         generator: source of the places.
     """
-    own = original_output(layer, x[:1])
+    own = layer.original(x[:1])
     if x.shape[0] != y.shape[0] or own.shape[1:] != y.shape[1:]:
         # A detector proposed other regions than its teacher, or a branch lost a stride: there is no teacher's output.
-        y = original_output(layer, x)
+        y = layer.original(x)
     if isinstance(layer, BinaryLinear):
         return _draw_linear(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), count, generator)
+    if isinstance(layer, BinaryConvNd):
+        return _draw_nd(layer, x, y, count, generator)
+    assert isinstance(layer, BinaryConv2d)
     return _draw_conv(layer, x, y, count, generator)
-
-
-def original_output(layer: BinaryConv2d | BinaryLinear, x: Tensor) -> Tensor:
-    """Return what the layer gave before it was binarised, as long as its weight is still the trained one."""
-    if isinstance(layer, BinaryLinear):
-        return F.linear(x, layer.weight, layer.bias)
-    x, padding = layer.padded(x)
-    y = F.conv2d(x, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
-    return y[..., layer.crop[0] :, layer.crop[1] :]
 
 
 def values(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -111,6 +108,25 @@ def _draw_conv(layer: BinaryConv2d, x: Tensor, y: Tensor, count: int, generator:
     ones = x.new_ones(1, 1, *x.shape[2:])
     inside = _gather(layer, F.pad(ones, _both_sides(padding)), torch.zeros_like(image), row, column)
     return Rows(taps, inside, y[image, :, row, column])
+
+
+def _draw_nd(layer: BinaryConvNd, x: Tensor, y: Tensor, count: int, generator: torch.Generator) -> Rows:
+    geometry = layer.inner_geometry()
+    volume, wanted = geometry.volume(layer.padded(x)), geometry.volume(y)
+    height = wanted.shape[3]
+    image, place, column = (at.to(x.device) for at in _places(wanted.flatten(2, 3), count, generator))
+    places = (place // height, place % height, column)
+    under = [
+        axis.taps(size).to(x.device)[at] for axis, size, at in zip(geometry.axes, volume.shape[2:], places, strict=True)
+    ]
+    time, row, across = (taps.reshape(len(taps), *shape) for taps, shape in zip(under, _CROSSED, strict=True))
+    inside = ((time >= 0) & (row >= 0) & (across >= 0)).to(x.dtype).unsqueeze(1)
+    at = (image.reshape(-1, 1, 1, 1), time.clamp_min(0), row.clamp_min(0), across.clamp_min(0))
+    taps = volume.permute(0, 2, 3, 4, 1)[at].permute(0, 4, 1, 2, 3)
+    return Rows(taps, inside, wanted[image, :, places[0], places[1], places[2]])
+
+
+_CROSSED = ((-1, 1, 1), (1, -1, 1), (1, 1, -1))  # shapes that let the taps of three axes meet
 
 
 def _places(y: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

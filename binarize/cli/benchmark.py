@@ -32,14 +32,14 @@ INT8_SAMPLES = 128
 @json_option
 def benchmark(
     network: str, against: str | None, device: str, batch: int, threads: int | None, rounds: int,
-    data: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
+    data: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: str,
     arch: str | None, trust: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Time NET beside its original in fp32 and int8."""
     from binarize.benchmark import benchmark as run
 
     subject = open_net(network)
-    images = None if data is None else _load(subject, data, mean, std)
+    images = None if data is None else _load(subject, data, mean, std, channels)
     original, trained = _original(subject, against, arch, trust)
     found = run(
         subject.net, against=original, images=_stacked(images, batch), data=_labelled(images),
@@ -48,10 +48,18 @@ def benchmark(
     _print(found if trained else _timing_only(found), as_json)
 
 
-def _load(subject: Subject, data: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> "Images":
-    from binarize.data import load_data
+def _load(
+    subject: Subject, data: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: str
+) -> "Images":
+    from binarize.data import DataSpec, load_data
+    from binarize.errors import DataError
 
-    return load_data(data, mean=mean, std=std, input_shape=subject.input_shape, batch_size=64)
+    spec = DataSpec.parse(data)
+    if spec.task == "detection":
+        what = "its images have sizes of their own, and what a detector does depends on what it sees"
+        raise DataError(f"cannot time on {spec.title}: {what}; leave out --data to time on noise")
+    size = 64 if spec.task == "classification" else 4
+    return load_data(spec, mean=mean, std=std, channels=channels, input_shape=subject.input_shape, batch_size=size)
 
 
 def _stacked(images: "Images | None", batch: int) -> "Tensor | None":

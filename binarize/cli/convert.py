@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Wish", "check_outputs", "convert", "converted", "finish"]
 
 NOISE_IMAGES = 8
-BATCH = 32
+BATCHES = {"classification": 32, "segmentation": 2, "detection": 2}
 
 
 @click.command()
@@ -72,8 +72,8 @@ def _train(net: "nn.Module", opened: "Opened", wish: "Wish", epochs: int) -> Non
     assert wish.data is not None
     asked = wish.to_recipe()
     data = load_data(
-        wish.data, mean=wish.mean, std=wish.std, input_shape=wish.shape(opened), batch_size=BATCH, shuffle=True,
-        seed=asked.seed,
+        wish.data, mean=wish.mean, std=wish.std, channels=wish.channels, input_shape=wish.shape(opened),
+        batch_size=wish.batch, shuffle=True, seed=asked.seed,
     )  # fmt: skip
     with training_bar() as bar:
         history = run(net, data, teacher=opened.model, settings=Settings(epochs=epochs, seed=asked.seed), progress=bar)
@@ -92,6 +92,7 @@ class Wish:
     data: str | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    channels: str
     samples: int | None
     input_shape: tuple[int, ...] | None
     reconstruct: bool
@@ -116,7 +117,17 @@ class Wish:
     @property
     def data_has_shape(self) -> bool:
         """Whether the data itself says how large its images are; files of a folder are cut to the model's size."""
-        return self.data is not None and not self.data.startswith("imagefolder:")
+        from binarize.data import DataSpec
+
+        return self.data is not None and not DataSpec.parse(self.data).is_cut_to_shape
+
+    @property
+    def batch(self) -> int:
+        """How many images go through the original at once: a detector enlarges them."""
+        from binarize.data import DataSpec
+
+        assert self.data is not None
+        return BATCHES[DataSpec.parse(self.data).task]
 
     def shape(self, opened: "Opened") -> tuple[int, ...] | None:
         """Return ``(c, h, w)`` to calibrate on; None leaves it to the data."""
@@ -176,8 +187,8 @@ def converted(opened: "Opened", recipe: "Recipe", wish: Wish, bar: Progress | No
         arguments = example_arguments(opened.model, noise)
         return run(opened.model, arguments, recipe=recipe, source=source, progress=bar)
     data = load_data(
-        wish.data, mean=wish.mean, std=wish.std, input_shape=shape, batch_size=BATCH, limit=recipe.samples,
-        shuffle=True, seed=recipe.seed,
+        wish.data, mean=wish.mean, std=wish.std, channels=wish.channels, input_shape=shape, batch_size=wish.batch,
+        limit=recipe.samples, shuffle=True, seed=recipe.seed,
     )  # fmt: skip
     return run(opened.model, recipe=recipe, data=data, source=source, progress=bar)
 

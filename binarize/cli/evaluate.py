@@ -1,18 +1,16 @@
-"""`binarize evaluate`: accuracy on labelled data, and agreement with a teacher."""
+"""`binarize evaluate`: accuracy, intersection over union or mean average precision, and agreement with a teacher."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import click
 
 from binarize.cli.opening import open_subject
-from binarize.cli.options import data_options, json_option, model_options
+from binarize.cli.options import SHAPE, data_options, json_option, model_options
 from binarize.cli.output import Progress, print_json, print_table, progress_bar
 
-if TYPE_CHECKING:
-    from binarize.evaluate import Evaluation
-
 __all__ = ["evaluate"]
+
+BATCH, SCENES = 64, 4
 
 
 @click.command()
@@ -21,7 +19,8 @@ __all__ = ["evaluate"]
 @click.option("--teacher", metavar="MODEL", help="Also count how often both decide alike.")
 @click.option("--teacher-arch", metavar="NAME", help="What builds the teacher of a state_dict; --arch by default.")
 @click.option("--samples", type=click.IntRange(1), help="Use the first so many images only.")
-@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images per step.")
+@click.option("--input-shape", type=SHAPE, help="That image files or scenes are resized to; their own otherwise.")
+@click.option("--batch", type=click.IntRange(1), help="Images per step: 64, of scenes with masks or boxes 4.")
 @model_options
 @json_option
 def evaluate(
@@ -29,30 +28,35 @@ def evaluate(
     data: str,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
+    channels: str,
+    input_shape: tuple[int, ...] | None,
     teacher: str | None,
     teacher_arch: str | None,
     samples: int | None,
-    batch: int,
+    batch: int | None,
     arch: str | None,
     trust: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Measure accuracy of a model, a network or an ONNX file."""
+    """Measure a model, a network or an ONNX file: top-1 and top-5 by labels, mIoU by masks, COCO's mAP by boxes."""
     from binarize.data import DataSpec, load_data
     from binarize.evaluate import evaluate as run
 
     spec = DataSpec.parse(data)
     subject = open_subject(network, arch, trust, arch_used=teacher is not None and teacher_arch is None)
     master = None if teacher is None else open_subject(teacher, teacher_arch or arch, trust)
-    shape = subject.input_shape if spec.kind == "imagefolder" else None
-    images = load_data(spec, mean=mean, std=std, input_shape=shape, batch_size=batch, limit=samples)
+    batch = batch or (BATCH if spec.task == "classification" else SCENES)
+    shape = input_shape or (subject.input_shape if spec.is_cut_to_shape else None)
+    images = load_data(
+        spec, mean=mean, std=std, channels=channels, input_shape=shape, batch_size=batch, limit=samples
+    )  # fmt: skip
     with progress_bar() as bar:
         step = None if bar is None else _counting(bar, images.samples)
         found = run(subject.net, images, teacher=None if master is None else master.net, progress=step)
     if as_json:
         print_json(found.to_dict())
     else:
-        _print(subject.title, found)
+        print_table(subject.title, ("measure", "value"), found.rows())
 
 
 def _counting(bar: Progress, total: int) -> Callable[[int], object]:
@@ -65,10 +69,3 @@ def _counting(bar: Progress, total: int) -> Callable[[int], object]:
         bar("evaluating", done, total)
 
     return step
-
-
-def _print(title: str, found: "Evaluation") -> None:
-    rows = [("top-1", f"{found.top1:.2%}"), ("top-5", f"{found.top5:.2%}"), ("samples", str(found.samples))]
-    if found.agreement is not None:
-        rows.insert(2, ("agreement with the teacher", f"{found.agreement:.2%}"))
-    print_table(title, ("measure", "value"), rows)

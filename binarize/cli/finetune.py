@@ -28,8 +28,9 @@ STOPPED = 130
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", required=True, help="File to write.")
 @data_options(True, "Images to train on, with labels where there is no teacher")
 @click.option("--val", metavar="SPEC", help="Labelled images to measure on after each epoch.")
-@click.option("--augment", type=click.Choice(["none", "cifar", "imagenet"]), default="none", show_default=True,
-              help="Shifts and flips, or random crops and flips of image files.")  # fmt: skip
+@click.option("--augment", type=click.Choice(["none", "cifar", "imagenet", "flip", "zoom"]), default="none",
+              show_default=True, help="Shifts and flips; crops and flips of files; flips; enlarged parts and flips.",
+              )  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Images per batch.")
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Threads that read image files.")
 @click.option("--samples", type=click.IntRange(1), help="Train on so many images only.")
@@ -92,6 +93,7 @@ class Course:
     data: str
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    channels: str = "rgb"
     val: str | None = None
     augment: str = "none"
     batch: int = 128
@@ -127,7 +129,7 @@ class Course:
         place = torch.device(self.device)
         if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
             raise TrainingError(f"cannot train on {self.device!r}: torch sees no such CUDA device; use --device cpu")
-        shape = self.input_shape or record_of(net).input_shape
+        shape = record_of(net).input_shape
         train = self._images(self.data, shape, self.augment, self.samples, shuffle=True)
         val = None if self.val is None else self._images(self.val, shape, "none", None, shuffle=False)
         with training_bar() as bar:
@@ -141,11 +143,13 @@ class Course:
     def _images(
         self, spec: str, shape: tuple[int, ...] | None, augment: str, samples: int | None, *, shuffle: bool
     ) -> "Images":
-        from binarize.data import load_data
+        from binarize.data import DataSpec, load_data
 
+        if self.input_shape is not None or DataSpec.parse(spec).task == "detection":
+            shape = self.input_shape  # a detector takes images of all sizes
         return load_data(
-            spec, mean=self.mean, std=self.std, input_shape=shape, batch_size=self.batch, limit=samples,
-            shuffle=shuffle, seed=self.settings.seed, augment=augment, workers=self.workers,
+            spec, mean=self.mean, std=self.std, channels=self.channels, input_shape=shape, batch_size=self.batch,
+            limit=samples, shuffle=shuffle, seed=self.settings.seed, augment=augment, workers=self.workers,
         )  # fmt: skip
 
     def stopped(self, history: "History") -> str:
@@ -167,8 +171,9 @@ def _convert(
 ) -> "tuple[nn.Module, str, nn.Module]":
     """Return the converted model, its title and the original."""
     wish = Wish(
-        scheme=scheme, recipe=recipe, keep=(), data=course.data, mean=course.mean, std=course.std, samples=None,
-        input_shape=course.input_shape, reconstruct=False, trainable=False, seed=seed,
+        scheme=scheme, recipe=recipe, keep=(), data=course.data, mean=course.mean, std=course.std,
+        channels=course.channels, samples=None, input_shape=course.input_shape, reconstruct=False, trainable=False,
+        seed=seed,
     )  # fmt: skip
     asked = wish.to_recipe()
     opened = open_original(model, arch, trust)

@@ -5,6 +5,8 @@ from typing import Any, TypeVar, final
 
 import click
 
+from binarize.specs import FORMS
+
 __all__ = ["FLOATS", "SHAPE", "arch_option", "data_options", "json_option", "model_options", "seed_option"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -68,12 +70,15 @@ def model_options(command: _Command) -> _Command:
 
 
 def data_options(required: bool, text: str) -> Callable[[_Command], _Command]:
-    """Add --data, --mean and --std."""
+    """Add --data, --mean, --std and --channels."""
 
     def add(command: _Command) -> _Command:
-        forms = "imagefolder:DIR, npz:FILE, torchvision:CIFAR10:DIR or digits"
-        std = click.option("--std", type=FLOATS, help="Divided by after --mean, per channel.")(command)
+        order = click.option(
+            "--channels", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True,
+            help="The order that the model reads; --mean and --std are in it.",
+        )(command)  # fmt: skip
+        std = click.option("--std", type=FLOATS, help="Divided by after --mean, per channel.")(order)
         mean = click.option("--mean", type=FLOATS, help="Subtracted after division by 255, per channel.")(std)
-        return click.option("--data", metavar="SPEC", required=required, help=f"{text}: {forms}.")(mean)
+        return click.option("--data", metavar="SPEC", required=required, help=f"{text}: {FORMS}.")(mean)
 
     return add

@@ -186,6 +186,20 @@ _CONVOLVE = (
 """
 )
 
+# The weight has its outputs first; a transposed convolution wants its inputs there, group by group.
+_SPREAD = (
+    _INPUT
+    + """
+  by_group = Constant <value_ints: ints = @by_group> ()
+  inputs_first = Constant <value_ints: ints = @inputs_first> ()
+  split = Reshape (weight, by_group)
+  turned = Transpose <perm: ints = @perm> (split)
+  kernel = Reshape (turned, inputs_first)
+  product = ConvTranspose <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations,
+    group: int = @group, output_padding: ints = @output_padding> (value, kernel, bias)
+"""
+)
+
 _MULTIPLY = (
     _INPUT
     + """
@@ -197,6 +211,8 @@ _MULTIPLY = (
 
 _INPUT_ATTRIBUTES = "low, step, activation_bits, weight_shape, weight_terms, minimum, maximum, work, version"
 _CONV_ATTRIBUTES = f"{_INPUT_ATTRIBUTES}, strides, pads, dilations, group, y_inner, residual_inner"
+
+_SPREAD_ATTRIBUTES = f"{_CONV_ATTRIBUTES}, by_group, perm, inputs_first, output_padding"
 
 _PACKED_CONV2D_THRESHOLD = f"""
 PackedConv2dThreshold <{_CONV_ATTRIBUTES}, reader_work> (codes, bits, scale, bias, thresholds) => (digits) {{
@@ -246,6 +262,8 @@ _BODIES: dict[str, str] = {
     "PackedConv2dThreshold": _PACKED_CONV2D_THRESHOLD,
     "PackedConv2dUniform": _PACKED_CONV2D_UNIFORM,
     **_layer("PackedConv2d", _CONV_ATTRIBUTES, _CONVOLVE),
+    **_layer("PackedConvNd", _CONV_ATTRIBUTES, _CONVOLVE),
+    **_layer("PackedConvTranspose", _SPREAD_ATTRIBUTES, _SPREAD),
     **_layer("PackedLinear", _INPUT_ATTRIBUTES, _MULTIPLY),
 }
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from binarize.export.functions import DOMAIN, VERSION
 from binarize.layers.branches import branch_groups
 from binarize.layers.packed import PackActivation, PackedConv2d, PackedLayer, PackedLinear
+from binarize.layers.packed_nd import PackedConvNd
 from binarize.passes.graph import put
 
 __all__ = ["LABEL", "digit_threshold", "with_stand_ins"]
@@ -89,6 +90,7 @@ class _Pack(_StandIn):
 
     def __init__(self, pack: PackActivation, name: str) -> None:
         super().__init__(name, _pack_doc(pack))
+        self.rows = pack.rows
         self.attributes: dict[str, Any] = {
             "groups": pack.groups, "rows": int(pack.rows), "work": UNKNOWN_WORK, "x_inner": 0, "version": VERSION,
         }  # fmt: skip
@@ -103,11 +105,14 @@ class _Pack(_StandIn):
         self.register_buffer("thresholds", thresholds)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map floats ``(n, c, h, w)`` or ``(..., c)`` to codes of the same shape."""
+        """Map floats ``(n, c, *sizes)`` or ``(..., c)`` to codes of the same shape."""
         if self.thresholds is None:
             return self.call("PackUniform", [x], self.attributes, torch.uint8, list(x.shape))
-        kind = "PackTerms" if "bits" in self.attributes else "PackThresholds"
-        return self.call(kind, [x, self.thresholds], self.attributes, torch.uint8, list(x.shape))
+        kind, thresholds = "PackTerms" if "bits" in self.attributes else "PackThresholds", self.thresholds
+        if not self.rows and x.dim() != 4:
+            planes = thresholds.shape[3:]
+            thresholds = thresholds.reshape(-1, *[1] * (x.dim() - 2), *planes)
+        return self.call(kind, [x, thresholds], self.attributes, torch.uint8, list(x.shape))
 
 
 class _Packed(_StandIn):
@@ -196,6 +201,39 @@ class _Conv2d(_Packed):
 
 
 @final
+class _ConvNd(_Packed):
+    """Stands for a `PackedConvNd`."""
+
+    def __init__(self, layer: PackedConvNd, name: str) -> None:
+        super().__init__(layer, name)
+        self.space, self.padding_mode, self.mode_padding = layer.space, layer.padding_mode, layer.mode_padding
+        space = layer.space
+        outputs, channels, *kernel = layer.weight_shape
+        self.attributes |= {
+            "weight_shape": [outputs, channels, *kernel], "strides": list(space.stride),
+            "pads": [*space.before, *space.after], "dilations": list(space.dilation), "group": space.groups,
+        }  # fmt: skip
+        if space.transposed:
+            self.attributes |= {
+                "by_group": [space.groups, outputs // space.groups, channels, *kernel],
+                "perm": [0, 2, 1, *range(3, 3 + len(kernel))],
+                "inputs_first": [space.channels, outputs // space.groups, *kernel],
+                "output_padding": list(space.extra),
+            }
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map codes or floats ``(n, c, *sizes)`` to floats ``(n, o, *sizes')``."""
+        if x.is_floating_point():
+            x = x if self.padding_mode == "zeros" else nn.functional.pad(x, self.mode_padding, mode=self.padding_mode)
+            x = self.pack(x)
+        shape = [x.shape[0], self.space.out_channels, *self.space.output_size(x.shape[2:])]
+        kind = f"{'PackedConvTranspose' if self.space.transposed else 'PackedConvNd'}{self.terms}"
+        if residual is None:
+            return self.call_layer(kind, x, [], torch.float32, shape)
+        return self.call_layer(f"{kind}Add", x, [residual.expand(shape)], torch.float32, shape)
+
+
+@final
 class _Linear(_Packed):
     """Stands for a `PackedLinear`."""
 
@@ -216,6 +254,8 @@ class _Linear(_Packed):
 def _stand_in(module: PackActivation | PackedLayer, name: str) -> _StandIn:
     if isinstance(module, PackActivation):
         return _Pack(module, name)
+    if isinstance(module, PackedConvNd):
+        return _ConvNd(module, name)
     return _Conv2d(module, name) if isinstance(module, PackedConv2d) else _Linear(_linear(module), name)
 
 

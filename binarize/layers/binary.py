@@ -1,5 +1,6 @@
 """Training form: layers whose weight and input are sums of binary planes, held as floats with gradients."""
 
+import abc
 import dataclasses
 from collections.abc import Iterable
 from typing import final
@@ -71,20 +72,36 @@ class BinaryActivation(nn.Module):
         return repr(self.basis)
 
 
-class BinaryLayer(nn.Module):
-    """What both binary layers share: a latent weight ``(o, ...)``, units ``(t, o)`` and an optional bias ``(o,)``."""
+class BinaryLayer(nn.Module, abc.ABC):
+    """What binary layers share: a latent weight ``(o, ...)``, units ``(t, o)`` and an optional bias ``(o,)``.
 
-    def __init__(self, float_layer: nn.Conv2d | nn.Linear, scheme: Scheme, activation: BinaryActivation) -> None:
+    Attributes:
+        groups: that the input channels fall into.
+    """
+
+    groups: int = 1
+
+    def __init__(
+        self,
+        float_layer: nn.modules.conv._ConvNd | nn.Linear,
+        scheme: Scheme,
+        activation: BinaryActivation,
+        weight: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.scheme = scheme
         self.activation = activation
         activation.set_channels(
-            float_layer.in_channels if isinstance(float_layer, nn.Conv2d) else float_layer.in_features
+            float_layer.in_features if isinstance(float_layer, nn.Linear) else float_layer.in_channels
         )
-        self.weight = nn.Parameter(float_layer.weight.detach().clone())
+        self.weight = nn.Parameter((float_layer.weight if weight is None else weight).detach().clone())
         self.unit = nn.Parameter(scheme.weight.fit(self.weight.detach()))
         bias = float_layer.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+
+    @abc.abstractmethod
+    def original(self, x: Tensor) -> Tensor:
+        """Return what the layer gave before it was binarised, as long as its weight is still the trained one."""
 
     @final
     @property
@@ -142,6 +159,12 @@ class BinaryConv2d(BinaryLayer):
         y = F.conv2d(self.activation(x), weight, self.bias, self.stride, padding, self.dilation, self.groups)
         return y[..., self.crop[0] :, self.crop[1] :] if any(self.crop) else y
 
+    def original(self, x: Tensor) -> Tensor:
+        """Return what the layer gave before it was binarised, as long as its weight is still the trained one."""
+        x, padding = self.padded(x)
+        y = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return y[..., self.crop[0] :, self.crop[1] :]
+
     def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return ``x`` with any padding that is not zeros, and the zero padding that is left to the convolution."""
         if self.padding_mode == "zeros":
@@ -175,15 +198,19 @@ class BinaryLinear(BinaryLayer):
         value = self.activation(x.reshape(-1, x.shape[-1])).reshape(x.shape)  # rows: channels are the second axis
         return F.linear(value, self.weight_value(), self.bias)
 
+    def original(self, x: Tensor) -> Tensor:
+        """Return what the layer gave before it was binarised, as long as its weight is still the trained one."""
+        return F.linear(x, self.weight, self.bias)
+
     def extra_repr(self) -> str:
         """Name the scheme and the sizes."""
         return f"{self.in_features}, {self.out_features}, scheme={self.scheme.spec!r}"
 
 
-def binary_layers(net: nn.Module) -> Iterable[tuple[str, BinaryConv2d | BinaryLinear]]:
+def binary_layers(net: nn.Module) -> Iterable[tuple[str, BinaryLayer]]:
     """Yield every binary layer of ``net`` with its module path, each once."""
     for name, module in net.named_modules():
-        if isinstance(module, BinaryConv2d | BinaryLinear):
+        if isinstance(module, BinaryLayer):
             yield name, module
 
 

@@ -8,6 +8,8 @@ its share of the sum is a constant per output and border class, added to the bia
 
 import abc
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -19,7 +21,7 @@ from binarize.layers.geometry import Geometry
 from binarize.layers.gpu_routes import GpuRoutes
 from binarize.schemes.base import Levels
 
-__all__ = ["ROUTES", "Geometry", "PackActivation", "PackedConv2d", "PackedLayer", "PackedLinear"]
+__all__ = ["ROUTES", "Geometry", "PackActivation", "PackedConv2d", "PackedLayer", "PackedLinear", "stored_bits"]
 
 ROUTES = ("popcount", "int8")
 """How a packed layer may be executed: planes by popcount, or whole codes by int8 products. Both give the same bits."""
@@ -64,10 +66,14 @@ class PackActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(n, c, h, w)`` or ``(..., c)`` to int32 ``(n, h, w, groups, m, words)`` or ``(..., 1, m, words)``.
 
-        For the route int8, to uint8 with ``t, depth`` in place of ``m, words``.
+        For the route int8, to uint8 with ``t, depth`` in place of ``m, words``. A signal ``(n, c, w)`` is packed as one
+        of height 1, a clip ``(n, c, t, h, w)`` to ``(n, t, h, w, ...)``.
         """
-        if not self.rows:
+        if not self.rows and x.dim() == 4:
             return self._pack(x)
+        if not self.rows:
+            packed = self._pack(x.reshape(*x.shape[:2], -1, x.shape[-1]))
+            return packed if x.dim() == 3 else packed.unflatten(1, tuple(x.shape[2:-1]))
         flat = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
         planes = self._pack(flat)
         return planes.reshape(*x.shape[:-1], 1, *planes.shape[-2:])
@@ -117,12 +123,22 @@ class PackActivation(nn.Module):
         return f"terms={self.terms}, low={self.low:.4g}, step={self.step}"
 
 
+def stored_bits(odd: Tensor, terms: Sequence[int]) -> Tensor:
+    """Return the stored bits ``(m, o, ceil(k / 8))`` of odd integers ``(t, o, ...)`` with so many planes each."""
+    planes = []
+    for term, count in enumerate(terms):
+        code = (odd[term].flatten(1) + (2**count - 1)).div(2).to(torch.uint8)  # of no planes: nothing is stored
+        planes += [format.pack_flags(code >> plane & 1 == 0) for plane in range(count)]
+    return torch.stack(planes)
+
+
 class PackedLayer(nn.Module, abc.ABC):
     """What the packed layers share.
 
     Attributes:
         geometry: sizes and terms.
         activation: packs a float input; planes that are packed already pass by it.
+        weight_shape: ``(o, c / groups, kh, kw)``, or with as many axes of a kernel as it has.
         bits: ``(m, o, ceil(k / 8))`` uint8, the weight's sign planes; a set bit is -1.
         scale: ``(t, o)``, one per pair of weight and activation term, weight-major.
         bias: ``(o,)``.
@@ -134,17 +150,31 @@ class PackedLayer(nn.Module, abc.ABC):
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, geometry: Geometry, activation: PackActivation, weight_spec: str) -> None:
+    def __init__(
+        self,
+        geometry: Geometry,
+        activation: PackActivation,
+        weight_spec: str,
+        weight_shape: tuple[int, ...] | None = None,
+    ) -> None:
         super().__init__()
         self.geometry, self.activation, self.weight_spec = geometry, activation, weight_spec
         activation.gpu = GpuRoutes((geometry,))
+        plain = (geometry.out_channels, geometry.channels // geometry.groups, *geometry.kernel)
+        self.weight_shape = weight_shape or plain
         planes, outputs = sum(geometry.weight_terms), geometry.out_channels
         pairs = len(geometry.weight_terms) * len(geometry.activation_terms)
-        self.register_buffer("bits", torch.zeros(planes, outputs, -(-geometry.depth // 8), dtype=torch.uint8))
+        self.register_buffer("bits", torch.zeros(planes, outputs, -(-self.depth // 8), dtype=torch.uint8))
         self.register_buffer("scale", torch.zeros(pairs, outputs))
         self.register_buffer("bias", torch.zeros(outputs))
         self.minimum, self.maximum = -float("inf"), float("inf")
         self._forget()
+
+    @final
+    @property
+    def depth(self) -> int:
+        """Products summed in one output: k."""
+        return math.prod(self.weight_shape[1:])
 
     @final
     def _forget(self) -> None:
@@ -165,11 +195,7 @@ class PackedLayer(nn.Module, abc.ABC):
     @final
     def set_weight(self, odd: Tensor, scale: Tensor, bias: Tensor) -> None:
         """Take over odd integers ``(t, o, ...)``, scales ``(t, o)`` and bias ``(o,)``."""
-        planes = []
-        for term, count in enumerate(self.geometry.weight_terms):
-            code = (odd[term].flatten(1) + (2**count - 1)).div(2).to(torch.uint8)  # of no planes: nothing is stored
-            planes += [format.pack_flags(code >> plane & 1 == 0) for plane in range(count)]
-        self.bits = torch.stack(planes)
+        self.bits = stored_bits(odd, self.geometry.weight_terms)
         self.scale, self.bias = scale.detach().float().contiguous(), bias.detach().float().contiguous()
         self._forget()
 
@@ -182,17 +208,16 @@ class PackedLayer(nn.Module, abc.ABC):
 
     @final
     def odd(self) -> Tensor:
-        """Return the weight's odd integers ``(t, o, c / groups, kh, kw)`` as int64."""
+        """Return the weight's odd integers ``(t, *weight_shape)`` as int64."""
         geometry = self.geometry
-        signs = format.unpack_signs(self.bits, geometry.depth).to(torch.int64)
+        signs = format.unpack_signs(self.bits, self.depth).to(torch.int64)
         total, terms = 0, []
         for count in geometry.weight_terms:
             powers = 2 ** torch.arange(count, device=signs.device).reshape(-1, 1, 1)
             term = (signs[total : total + count] * powers).sum(0)
             terms.append(term if count else torch.ones_like(term))
             total += count
-        shape = (geometry.out_channels, geometry.channels // geometry.groups, *geometry.kernel)
-        return torch.stack(terms).reshape(-1, *shape)
+        return torch.stack(terms).reshape(-1, *self.weight_shape)
 
     @final
     def prepared(self, x: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from binarize.errors import TrainingError
 from binarize.layers.branches import Router
+from binarize.measures import scores_of_pixels
+from binarize.scenes import VOID
 from binarize.training.blocks import Taps, block_distance
 from binarize.training.settings import Losses
 
@@ -66,8 +68,8 @@ class OwnObjective(Objective):
 class ClassifierObjective(Objective):
     """Labels, the teacher's outputs and the teacher's block outputs, weighted.
 
-    The last axis but the first of an output ``(n, classes, ...)`` holds the classes, so segmentation by one dense map
-    of labels works too.
+    The second axis of an output ``(n, classes, ...)`` holds the classes, so segmentation by one map of labels works
+    too: pixel by pixel, the map alone or as ``out`` of a dict, pixels of `VOID` left out.
 
     Attributes:
         losses: the weights, resolved.
@@ -102,7 +104,8 @@ class ClassifierObjective(Objective):
     def _labels(self, found: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:
             raise TrainingError("cannot fine-tune on labels: the data has none; give a teacher, or data with labels")
-        return F.cross_entropy(found, labels, label_smoothing=self.losses.smoothing)
+        void = VOID if found.dim() == 4 else -100  # of masks; -100 is torch's own default
+        return F.cross_entropy(found, labels, label_smoothing=self.losses.smoothing, ignore_index=void)
 
 
 def soft_cross_entropy(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
@@ -127,6 +130,8 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
 
 def _split(found: Any, tapped: bool) -> tuple[Tensor, list[Tensor]]:
     output, blocks = found if tapped else (found, [])
+    if isinstance(output, Mapping):
+        output = scores_of_pixels(output)
     if not isinstance(output, Tensor) or output.dim() < 2:
         what = f"the output is a {type(output).__name__}, not scores (n, classes)"
         raise TrainingError(f"cannot fine-tune as a classifier: {what}; give loss_fn(net, batch)")

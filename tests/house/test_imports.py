@@ -16,7 +16,8 @@ LOW = {
 }
 HEAVY = {
     *("torchvision", "onnx", "onnxscript", "onnxruntime", "scipy", "rich", "sklearn", "matplotlib", "jinja2"),
-    *("accelerate", "torch.export", "torch.onnx", "torch._dynamo", "torch.utils.data.distributed"),
+    *("accelerate", "torchmetrics", "pycocotools", "PIL"),
+    *("torch.export", "torch.onnx", "torch._dynamo", "torch.utils.data.distributed"),
 }
 
 

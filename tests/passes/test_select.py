@@ -88,8 +88,13 @@ def test_a_parametrised_or_hooked_weight_stays():
 @pytest.mark.parametrize(
     ("module", "why"),
     [
-        (nn.Conv1d(8, 8, 9), "Conv1d: no binary form"),
-        (nn.ConvTranspose2d(8, 8, 9), "ConvTranspose2d: no binary form"),
+        (nn.Conv1d(8, 8, 9), None),
+        (nn.ConvTranspose2d(8, 8, 9), None),
+        (nn.Conv3d(8, 8, 3), None),
+        (
+            nn.ConvTranspose1d(64, 64, 9, groups=64),
+            "depthwise: 1 input channel per output, only 9 products to aggregate",
+        ),
         (nn.LSTM(8, 8), "LSTM: no binary form"),
         (nn.LazyConv2d(8, 3), "weight is not initialised: run the model once before converting it"),
         (nn.Conv2d(8, 8, 3, dtype=torch.complex64), "weight is complex64, not real floating point"),
@@ -112,7 +117,7 @@ def test_nothing_is_silently_untouched():
         "attention": "MultiheadAttention: no binary form",
         "attention.out_proj": "its weight is read directly by nn.MultiheadAttention 'attention'",
         "tied": "its weight is read directly by linear (get_attr)",
-        "volume": "Conv3d: no binary form",
+        "volume": "tiny: 27 weights, fewer than 512",
         "head": "last layer: gives the predictions",
     }
 
