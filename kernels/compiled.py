@@ -186,7 +186,6 @@ class Compiled:
     ) -> Tensor:
         n, c, h, w = x.shape
         if codes:
-            x = x.contiguous(memory_format=torch.channels_last)
             per_group = depth(c // groups) // 4
             strips = 1 if thresholds is None else planes
             out = torch.empty((n, h, w, groups, strips, 4 * per_group), dtype=torch.uint8)

@@ -2,7 +2,7 @@
 
 A `Draft` collects calls and the tensors between them; `Draft.finish` gives every tensor its place, in one arena that
 the calls reuse, and builds the native schedule. Nothing is allocated from call to call but the outputs, which the
-caller keeps. The kernels are those behind ``torch.ops.binarize.*``, so a packed layer gives the same bits here and there.
+caller keeps. The kernels are those behind ``torch.ops.binarize.*``: a packed layer gives the same bits here and there.
 """
 
 import dataclasses

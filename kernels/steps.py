@@ -53,17 +53,16 @@ def pack(
     """Add `ops.pack_uniform`, `pack_thresholds`, `encode_uniform` or `encode_thresholds` of an image."""
     n, c, h, w = x.shape
     if codes:
-        x = draft.channels_last(x)
         per_group, strips = depth(c // groups) // 4, 1 if thresholds is None else bits
         out = draft.value((n, h, w, groups, strips, 4 * per_group), torch.uint8)
     else:
         per_group = words(c // groups)
         out = draft.value((n, h, w, groups, bits, per_group), torch.int32)
-    level, source = _level(), x
+    level = _level()
     numbers = low, inverse_step, draft.keep(thresholds), thresholds is not None and thresholds.shape[1] == 1
-    layout = [n, h * w, c], groups, bits, per_group, source.channels_last
+    layout = [n, h * w, c], groups, bits, per_group, x.channels_last
     return draft.call(
-        lambda to, at: to.pack(level, codes, *layout, *numbers, at(source), at(out)), [source], out
+        lambda to, at: to.pack(level, codes, *layout, *numbers, at(x), at(out)), [x], out
     )  # fmt: skip
 
 

@@ -79,6 +79,7 @@ def _known(geometry: Any, route: str) -> Conv2dProblem:
 
 def _emit_packing(draft: Draft, packing: PackActivation, x: Value) -> Value:
     """Add what `PackActivation._pack` does."""
+    packing.require_channels(x.shape[:2])
     bits = packing.terms[0] if packing.thresholds is None else len(packing.thresholds)
     return steps.pack(
         draft, x, codes=packing.route == "int8", bits=bits, groups=packing.groups, low=packing.low,

@@ -222,11 +222,57 @@ inline void code_pixels(const void* context, int part, int parts) {
                  call.codes + (pixel * call.groups + group) * group_bytes);
 }
 
+// Pixels of a channel are neighbours: each channel adds its byte to the words of 64 pixels.
+inline void code_column(const Pack& call, int strip, const float* x, int64_t channel, int shift, uint32_t* words) {
+  if (call.thresholds == nullptr) {
+    const float low = call.low, inverse_step = call.inverse_step, top = static_cast<float>((1 << call.planes) - 1);
+    for (int pixel = 0; pixel < kColumn; ++pixel)
+      words[pixel] |= static_cast<uint32_t>(static_cast<int32_t>(clamped_code(x[pixel], low, inverse_step, top)))
+                      << shift;
+    return;
+  }
+  const float level = call.thresholds[call.thresholds_shared ? strip : strip * call.channels + channel];
+  for (int pixel = 0; pixel < kColumn; ++pixel) words[pixel] |= static_cast<uint32_t>(!(x[pixel] < level)) << shift;
+}
+
+// Four channels of one strip, of up to 64 pixels: a word each, `stride` apart.
+inline void code_word(const Pack& call, int strip, const float* x, int64_t channel, int lanes, int count, uint32_t* to,
+                      int64_t stride) {
+  uint32_t words[kColumn] = {};
+  for (int lane = 0; lane < lanes; ++lane, x += call.pixels) {
+    float held[kColumn];
+    const float* values = count < kColumn ? filled_up(x, count, kColumn, held) : x;
+    code_column(call, strip, values, channel + lane, 8 * lane, words);
+  }
+  for (int pixel = 0; pixel < count; ++pixel) to[pixel * stride] = words[pixel];
+}
+
+inline void code_columns(const void* context, int part, int parts) {
+  const Pack& call = *static_cast<const Pack*>(context);
+  const int64_t per_group = call.channels / call.groups, columns = (call.pixels + kColumn - 1) / kColumn;
+  const int strips = call.thresholds == nullptr ? 1 : call.planes;
+  const int64_t strip_words = static_cast<int64_t>(strips) * call.words, stride = call.groups * strip_words;
+  const int64_t all = call.n * columns;
+  for (int64_t column = all * part / parts; column < all * (part + 1) / parts; ++column) {
+    const int64_t image = column / columns, first = column % columns * kColumn, left = call.pixels - first;
+    const int count = static_cast<int>(left < kColumn ? left : kColumn);
+    uint32_t* to = reinterpret_cast<uint32_t*>(call.codes) + (image * call.pixels + first) * stride;
+    for (int64_t word = 0; word < call.groups * strip_words; ++word) {
+      const int64_t group = word / strip_words, lane = word % call.words * 4, rest = per_group - lane;
+      const int64_t channel = group * per_group + lane;
+      const int lanes = static_cast<int>(rest < 0 ? 0 : rest < 4 ? rest : 4);
+      code_word(call, static_cast<int>(word % strip_words / call.words),
+                call.x + (image * call.channels + channel) * call.pixels + first, channel, lanes, count, to + word,
+                stride);
+    }
+  }
+}
+
 template <class Level>
 Status pack(const Pack& call) {
   if (call.n * call.pixels == 0) return Status::ok;
   if (call.codes != nullptr)
-    run_parts(pack_parts(call), code_pixels, &call);
+    run_parts(pack_parts(call), call.channels_last ? code_pixels : code_columns, &call);
   else if (call.thresholds != nullptr)
     pack_with<Level, ThresholdDigits<Level>>(call);
   else
