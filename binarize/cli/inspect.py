@@ -14,6 +14,7 @@ __all__ = ["inspect"]
 @click.command()
 @click.argument("network", metavar="MODEL|NET")
 @click.option("--scheme", metavar="S", help="For a MODEL: what would be asked for.")
+@click.option("--ends", metavar="S", help="For a MODEL: scheme of its first and last layers, such as encoding:w=8,a=8.")
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE.toml", help="For a MODEL: the recipe.")
 @click.option("--input-shape", type=SHAPE, help="Image to count MACs for.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write the same as a page.")
@@ -22,6 +23,7 @@ __all__ = ["inspect"]
 def inspect(
     network: str,
     scheme: str | None,
+    ends: str | None,
     recipe: Path | None,
     input_shape: tuple[int, ...] | None,
     report: Path | None,
@@ -36,12 +38,12 @@ def inspect(
     from binarize.page import require_html, write_html
     from binarize.report import LEFT, summary
 
-    if (scheme is not None or recipe is not None) and is_artifact(network):
-        raise click.UsageError(f"--scheme and --recipe are for a MODEL; {network} is a converted network already")
+    if (scheme, ends, recipe) != (None, None, None) and is_artifact(network):
+        raise click.UsageError(f"--scheme, --ends and --recipe are for a MODEL; {network} is converted already")
     if report is not None:
         require_html(report)
         require_separate([report], (network, arch, recipe))
-    asked = read_recipe(recipe, scheme)
+    asked = read_recipe(recipe, scheme, ends)
     subject = open_subject(network, arch, trust)
     shape = input_shape or subject.input_shape
     if shape is None:
