@@ -213,10 +213,10 @@ class Program:
             raise ModelError("cannot run a schedule: a border class lies outside its table; report this")
         return outputs
 
-    def time(self, inputs: Sequence[Tensor]) -> list[tuple[str, int]]:
-        """Run once and return the nanoseconds of each call, with the place in the network that it comes from."""
-        spent, _ = self._run(self._schedule.run_timed, inputs)
-        return list(zip(self.names, spent, strict=True))
+    def run_timed(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[str, int]]]:
+        """Run once; return also the nanoseconds of each call, with the place in the network that it comes from."""
+        spent, outputs = self._run(self._schedule.run_timed, inputs)
+        return outputs, list(zip(self.names, spent, strict=True))
 
     def _run(self, run: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
         try:

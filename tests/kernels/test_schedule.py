@@ -210,13 +210,14 @@ def test_a_problem_that_only_the_reference_runs_is_no_step():
 
 def test_the_calls_are_timed_by_name():
     draft = Draft()
-    x = draft.value((2, 3, 8, 8))
+    value = draft.value((2, 3, 8, 8))
     draft.name = "first"
-    y = steps.pool(draft, x, (2, 2, 2, 2, 0, 0, 1, 1), largest=True)
+    y = steps.pool(draft, value, (2, 2, 2, 2, 0, 0, 1, 1), largest=True)
     draft.name = "second"
-    program = draft.finish([x], [draft.sum(y, y, -1.0, 1.0)])
+    program = draft.finish([value], [draft.sum(y, y, -1.0, 1.0)])
+    x = torch.randn(2, 3, 8, 8)
+    (seen,), times = program.run_timed([x])
 
-    times = program.time([torch.randn(2, 3, 8, 8)])
-
+    assert torch.equal(seen, program.run([x])[0])
     assert [name for name, _ in times] == ["first", "first", "second"]  # the first reorders its input
     assert all(nanoseconds >= 0 for _, nanoseconds in times)
