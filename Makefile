@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(shell find kernels/native -name '*.cpp' -o -name '*.h' -o -name '*.inc')
-CUDA   := $(shell find kernels/cuda tests/kernels/cuda -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
+CUDA   := $(shell find kernels/cuda tests/kernels -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo test check format clean
 

@@ -126,6 +126,20 @@ class PackedLayer(nn.Module, abc.ABC):
         return torch.stack(terms).reshape(-1, *self.weight_shape)
 
     @final
+    def _odd_sums(self) -> Tensor:
+        """Return the odd integers summed over input channels, ``(t, o, kh, kw)`` int64, without holding them all."""
+        outputs, channels, *kernel = self.weight_shape
+        whole, terms = torch.full((outputs, *kernel), channels, device=self.bits.device), []
+        signs = format.unpack_signs(self.bits, self.depth).reshape(len(self.bits), *self.weight_shape)
+        planes = iter(signs.sum(2, dtype=torch.int32).long())
+        for count in self.geometry.weight_terms:
+            term = torch.zeros_like(whole)
+            for place in range(count):
+                term += next(planes) << place
+            terms.append(term if count else whole)
+        return torch.stack(terms)
+
+    @final
     def prepared(self, x: Tensor) -> Tensor:
         """Return the weight in the kernels' layout for the form that ``x`` has, made once."""
         route = "int8" if x.dtype == torch.uint8 else "popcount"
@@ -175,7 +189,7 @@ class PackedLayer(nn.Module, abc.ABC):
         Sums of the odd weights are whole and therefore exact in any order; the terms are added one after the other, so
         that every runtime that does the same (kernels/native/onnxruntime) finds the same bits.
         """
-        sums = torch.einsum("toyx,ry,cx->trco", self.odd().sum(2).double(), rows, columns).flatten(1, 2)
+        sums = torch.einsum("toyx,ry,cx->trco", self._odd_sums().double(), rows, columns).flatten(1, 2)
         unit = self.scale[self.activation.main :: len(self.activation.step)].double()
         unit = unit / self.activation.step[self.activation.main]
         total = torch.zeros_like(sums[0])
