@@ -99,7 +99,7 @@ def _packed_linear(gm: fx.GraphModule, node: fx.Node, layer: PackedLinear) -> Op
 
 
 def _if_compiled(layer: PackedConv2d | PackedLinear) -> str | None:
-    return steps.why_not_conv2d(problem_of(layer, layer.activation.route))
+    return steps.why_not_conv2d(problem_of(layer.geometry, layer.activation.route))
 
 
 def _float_conv(gm: fx.GraphModule, node: fx.Node, conv: nn.Conv2d) -> Operation | str:
