@@ -306,15 +306,17 @@ class Pooling(Operation):
 @final
 @dataclasses.dataclass(frozen=True)
 class Mean(Operation):
-    """Adaptive average pooling to one pixel."""
+    """The mean over all pixels: adaptive pooling to one of them, or, flat, to rows ``(n, c)``."""
 
     node: fx.Node
+    flat: bool = False
 
     def emit(self, draft: Draft, values: Values) -> Value:
         """Add the pooling kernel with the image as its window."""
         x = _image(values[self.node.args[0]], self.node.name)  # type: ignore[index]
         window = (*x.shape[2:], 1, 1, 0, 0, 1, 1)
-        return steps.pool(draft, x, window, largest=False, size=(1, 1))
+        y = steps.pool(draft, x, window, largest=False, size=(1, 1))
+        return dataclasses.replace(y, shape=y.shape[:2], channels_last=False) if self.flat else y
 
 
 @final

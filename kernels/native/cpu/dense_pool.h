@@ -10,19 +10,6 @@ namespace {
 
 constexpr float kLowest = -__builtin_inff(), kZero = 0.0f;
 
-// The taps of one window that are inside the image.
-struct Window {
-  int64_t first_row, last_row, first_column, last_column;  // kernel rows and columns
-  int64_t count() const { return (last_row - first_row) * (last_column - first_column); }
-};
-
-// The first and last + 1 of `kernel` taps at start + tap * dilation that lie in [0, size).
-inline void inside(int64_t start, int64_t kernel, int64_t dilation, int64_t size, int64_t& first, int64_t& last) {
-  first = start < 0 ? rounded_up(-start, dilation) : 0;
-  last = least(kernel, start < size ? rounded_up(size - start, dilation) : 0);
-  if (first > last) first = last;
-}
-
 // N registers of channels of one window.
 template <class L, bool kLargest, int N>
 __attribute__((always_inline)) inline void pool_registers(const Pool& p, const Window& window, const float* corner,
