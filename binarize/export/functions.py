@@ -8,9 +8,9 @@ layer costs one float convolution.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnx import FunctionProto
+    from onnx import FunctionProto, NodeProto
 
-__all__ = ["DOMAIN", "VERSION", "function_protos"]
+__all__ = ["DOMAIN", "VERSION", "function_protos", "is_nd"]
 
 DOMAIN = "binarize"
 VERSION = 1
@@ -259,6 +259,9 @@ _BODIES: dict[str, str] = {
     "PackUniform": _PACK_UNIFORM,
     "PackThresholds": _PACK_THRESHOLDS,
     "PackTerms": _PACK_TERMS,
+    "PackUniformNd": _PACK_UNIFORM.replace("PackUniform", "PackUniformNd"),
+    "PackThresholdsNd": _PACK_THRESHOLDS.replace("PackThresholds", "PackThresholdsNd"),
+    "PackTermsNd": _PACK_TERMS.replace("PackTerms", "PackTermsNd"),
     "PackedConv2dThreshold": _PACKED_CONV2D_THRESHOLD,
     "PackedConv2dUniform": _PACKED_CONV2D_UNIFORM,
     **_layer("PackedConv2d", _CONV_ATTRIBUTES, _CONVOLVE),
@@ -266,6 +269,11 @@ _BODIES: dict[str, str] = {
     **_layer("PackedConvTranspose", _SPREAD_ATTRIBUTES, _SPREAD),
     **_layer("PackedLinear", _INPUT_ATTRIBUTES, _MULTIPLY),
 }
+
+
+def is_nd(node: "NodeProto") -> bool:
+    """Whether a node of the domain is of the family of other than two dimensions, and of transposed convolutions."""
+    return node.domain == DOMAIN and ("Nd" in node.op_type or "Transpose" in node.op_type)
 
 
 def function_protos(used: set[str], opset: int) -> "list[FunctionProto]":
