@@ -1,4 +1,4 @@
-"""Export every float model of torchvision, run it in ONNX Runtime with our library and without, compare with the packed form.
+"""Export every float model of torchvision, run it in ONNX Runtime with our library and without, and compare.
 
     python benchmarks/onnx_sweep.py results.jsonl                 # goes on where it stopped
     python benchmarks/onnx_sweep.py results.jsonl --scheme xnor-net
@@ -102,8 +102,9 @@ def compare(net: Any, args: tuple[Any, ...], folder: Path) -> dict[str, Any]:
 
     import binarize
 
-    path = binarize.export_onnx(net, folder / "net.onnx", example_inputs=args)
+    path = binarize.export_onnx(net, folder / "net.onnx", example_inputs=args, check=False)  # it is run below
     model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
     del model.functions[:]
     (folder / "bare.onnx").write_bytes(model.SerializeToString())
     wanted = tensors(torch, net(*args))
@@ -111,7 +112,8 @@ def compare(net: Any, args: tuple[Any, ...], folder: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "nodes": sum(node.op_type.startswith("Packed") for node in model.graph.node),
     }
-    for way, file, library in (("bodies", path, None), ("library", folder / "bare.onnx", binarize.onnxruntime_library())):
+    ways = {"bodies": (path, None), "library": (folder / "bare.onnx", binarize.onnxruntime_library())}
+    for way, (file, library) in ways.items():
         got = run(file, args, library)
         found[way] = max(far(torch.from_numpy(a), b) for a, b in zip(got, wanted, strict=True))
         same = torch.from_numpy(got[0]).argmax(1) == wanted[0].argmax(1)
@@ -143,19 +145,21 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = [
         "# torchvision in ONNX Runtime",
         "",
-        "Every float model of `torchvision.models.list_models()`, random weights, exported and run in ONNX Runtime: with",
-        "our library, from the file without its bodies, and by the bodies. `nodes` are the packed layers in the file.",
-        "The two middle columns are the differences from the packed form, relative to how far the outputs spread about",
-        "their mean, medians over the images, the worst output; the last two the share of images that are decided alike.",
-        "Rounding in the last bit can move an activation by one code, which a deep network of random weights carries to",
-        "its outputs. Made by `python benchmarks/onnx_sweep.py`.",
+        "Every float model of `torchvision.models.list_models()`, random weights, exported, checked by `onnx.checker`,",
+        "run in ONNX Runtime: with our library, from the file without its bodies, and by the bodies. `nodes` are the",
+        "packed layers in the file. The two middle columns are the differences from the packed form, relative to how",
+        "far the outputs spread about their mean, medians over the images, the worst output; the last two the share of",
+        "decisions that are the same. Rounding in the last bit can move an activation by one code, which a deep",
+        "network of random weights carries to its outputs. A model that is captured by parts is exported part by part.",
+        "Made by `python benchmarks/onnx_sweep.py`.",
         "",
     ]
     for family in [*(family for family, _ in FAMILIES), "other"]:
         rows = [row for row in results if family_of(row["name"]) == family]
         if rows:
-            lines += [f"## {family}", "", "| model | scheme | graphs | nodes | MB | library | bodies | alike | bodies alike |"]
-            lines += ["|---|---|---|---|---|---|---|---|---|", *map(line, rows), ""]
+            columns = ("model", "scheme", "graphs", "nodes", "MB", "library", "bodies", "alike", "bodies alike")
+            lines += [f"## {family}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+            lines += [*map(line, rows), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -174,6 +178,7 @@ def run_all(arguments: argparse.Namespace) -> None:
     import torchvision
 
     names = [name for name in torchvision.models.list_models() if not name.startswith("quantized_")]
+    names.sort(key=lambda name: torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
     done = {(row["name"], row["asked"]) for row in read(arguments.results)}
     for name in (name for name in names if not arguments.only or name in arguments.only):
         for scheme in arguments.scheme or [BY_SIZE]:
@@ -182,7 +187,8 @@ def run_all(arguments: argparse.Namespace) -> None:
             command = [sys.executable, __file__, arguments.results, "--one", name, scheme]
             finished = subprocess.run(command, capture_output=True, text=True, check=False)
             last = (finished.stdout.strip().splitlines() or ["{}"])[-1]
-            failed = {"name": name, "scheme": scheme, "error": f"{finished.returncode}: {finished.stderr.strip()[-300:]}"}
+            error = f"{finished.returncode}: {finished.stderr.strip()[-300:]}"
+            failed = {"name": name, "scheme": scheme, "error": error}
             row = {"asked": scheme, **(json.loads(last) if finished.returncode == 0 else failed)}
             with Path(arguments.results).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
