@@ -1,6 +1,8 @@
-"""The examples that run an exported network without torch: in Python by numpy and onnxruntime, and in C."""
+"""Examples that run an exported network without torch, in Python and in C; benchmarks of exported networks."""
 
+import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -114,3 +116,32 @@ def test_without_headers_the_makefile_says_what_to_install(tmp_path):
 
     assert done.returncode != 0
     assert "install libonnxruntime-dev, or give ONNXRUNTIME or HEADERS" in done.stderr
+
+
+def benchmark(monkeypatch, name, *words):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+    runpy.run_path(str(ROOT / "benchmarks" / name), run_name="__main__")
+
+
+def test_memory_is_measured_alone_and_under_load(net, monkeypatch, capfd):
+    benchmark(monkeypatch, "onnx_memory.py", net)
+    benchmark(monkeypatch, "onnx_memory.py", net, "--load", 2, 20)
+
+    library, bodies, *load = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert (library["library"], bodies["library"]) == (True, False)
+    assert 0 < library["session_mb"] <= library["loading_mb"]
+    assert [row["runs"] for row in load] == [4 * tenth for tenth in range(1, 11)]
+    assert load[-1]["wrong"] == 0
+
+
+def test_the_sweep_goes_on_where_it_was_and_writes_a_table(tmp_path, monkeypatch, capsys):
+    results = tmp_path / "rows.jsonl"
+    for _ in range(2):
+        benchmark(monkeypatch, "onnx_sweep.py", results, "--only", "squeezenet1_1", "--scheme", "xnor-net")
+    benchmark(monkeypatch, "onnx_sweep.py", results, "--table", tmp_path / "table.md")
+
+    (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (row["layers"], row["nodes"], row["graphs"]) == (24, 24, 1)
+    assert max(row["library"], row["bodies"]) < 1e-4
+    assert "| squeezenet1_1 | `xnor-net` | 1 | 24 |" in (tmp_path / "table.md").read_text()

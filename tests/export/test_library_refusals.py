@@ -1,6 +1,7 @@
 """What does not fit is refused by a clear status of ONNX Runtime, never by a crash."""
 
 import ctypes
+import shutil
 
 import numpy as np
 import onnx.helper
@@ -40,7 +41,7 @@ def layer_parts(terms=False):
     return pack, attributes, stored
 
 
-def open_layer(pack, attributes, stored, kind="PackedConv2d", between=(), element=TensorProto.FLOAT):
+def open_layer(pack, attributes, stored, kind="PackedConv2d", between=(), element=TensorProto.FLOAT, given=None):
     packing = ["x", "levels"] if "levels" in stored else ["x"]
     reads = ["c", "bits", "scale", "bias"]
     make = onnx.helper.make_node
@@ -56,7 +57,9 @@ def open_layer(pack, attributes, stored, kind="PackedConv2d", between=(), elemen
     graph = onnx.helper.make_graph(nodes, "some", [slot], [answer], held)
     opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid(DOMAIN, 1)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options(), providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), given or options(), providers=["CPUExecutionProvider"]
+    )
 
 
 def test_a_sound_file_loads_and_runs():
@@ -207,6 +210,19 @@ def test_the_library_may_be_registered_twice():
 
     for _ in range(3):
         assert open_layer(pack, attributes, stored).run(None, {"x": np.zeros((1, 8, 5, 4), np.float32)})
+
+
+def test_two_copies_of_the_library_in_one_process_do_not_disturb_each_other(tmp_path):
+    copy = shutil.copy(binarize.onnxruntime_library(), tmp_path)
+    both = options()
+    both.register_custom_ops_library(copy)
+    alone = onnxruntime.SessionOptions()
+    alone.register_custom_ops_library(copy)
+    x = np.random.default_rng(0).standard_normal((1, 8, 5, 4), dtype=np.float32)
+
+    wanted = open_layer(*layer_parts()).run(None, {"x": x})[0]
+    for given in (both, alone):
+        assert np.array_equal(open_layer(*layer_parts(), given=given).run(None, {"x": x})[0], wanted)
 
 
 def test_a_runtime_that_is_too_old_gets_a_status_that_says_so():
