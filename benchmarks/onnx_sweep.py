@@ -160,6 +160,8 @@ def table(results: list[dict[str, Any]]) -> str:
             columns = ("model", "scheme", "graphs", "nodes", "MB", "library", "bodies", "alike", "bodies alike")
             lines += [f"## {family}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
             lines += [*map(line, rows), ""]
+    missing = [name for name in names() if name not in {row["name"] for row in results}]
+    lines += [f"Not run yet: {', '.join(missing)}."] if missing else []
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -174,13 +176,17 @@ def line(row: dict[str, Any]) -> str:
     return f"{start} {row['graphs']} | {row['nodes']} | {row['bytes'] / 1e6:.1f} | {figures} |"
 
 
-def run_all(arguments: argparse.Namespace) -> None:
-    import torchvision
+def names() -> list[str]:
+    """Return every float model, small ones first."""
+    from torchvision import models
 
-    names = [name for name in torchvision.models.list_models() if not name.startswith("quantized_")]
-    names.sort(key=lambda name: torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
+    found = [name for name in models.list_models() if not name.startswith("quantized_")]
+    return sorted(found, key=lambda name: models.get_model_weights(name).DEFAULT.meta["num_params"])
+
+
+def run_all(arguments: argparse.Namespace) -> None:
     done = {(row["name"], row["asked"]) for row in read(arguments.results)}
-    for name in (name for name in names if not arguments.only or name in arguments.only):
+    for name in (name for name in names() if not arguments.only or name in arguments.only):
         for scheme in arguments.scheme or [BY_SIZE]:
             if (name, scheme) in done:
                 continue

@@ -135,8 +135,8 @@ _WHOLE = """
   weight = binarize.UnpackWeight <weight_shape: ints = @weight_shape, weight_terms: ints = @weight_terms> (bits, scale)
 """
 
-# Of several terms, the sum of the digits, each as many times the main step as its own is; the rows of `scale` that hold
-# the main step are the weight's.
+# Of several terms, the sum of the digits, each as many times the main step as its own is: looked up for each code. The
+# rows of `scale` that hold the main step are the weight's.
 _WHOLE_OF_TERMS = """
   last = Constant <value_ints: ints = [-1]> ()
   i0 = Constant <value_int: int = 0> ()
@@ -147,9 +147,13 @@ _WHOLE_OF_TERMS = """
   places = Range (i0, planes, i1)
   exponents = Cast <to: int = 1> (places)
   powers = Pow (two, exponents)
-  column = Unsqueeze (codes, last)
-  code_values = Cast <to: int = 1> (column)
-  parts_of_code = Div (code_values, powers)
+  planes_float = Cast <to: int = 1> (planes)
+  count_float = Pow (two, planes_float)
+  count = Cast <to: int = 7> (count_float)
+  all_codes = Range (i0, count, i1)
+  code_values = Cast <to: int = 1> (all_codes)
+  column = Unsqueeze (code_values, last)
+  parts_of_code = Div (column, powers)
   shifted = Floor (parts_of_code)
   halves = Mul (shifted, half)
   above = Floor (halves)
@@ -158,7 +162,9 @@ _WHOLE_OF_TERMS = """
   steps = Constant <value_floats: floats = @steps> ()
   main_step = Constant <value_float: float = @step> ()
   multiples = Div (steps, main_step)
-  whole = MatMul (digits, multiples)
+  value_of_code = MatMul (digits, multiples)
+  which = Cast <to: int = 6> (codes)
+  whole = Gather <axis: int = 0> (value_of_code, which)
   main_term = Constant <value_int: int = @main_term> ()
   row_axis = Constant <value_ints: ints = [0]> ()
   first_row = Unsqueeze (main_term, row_axis)
