@@ -61,6 +61,7 @@ def export(
 
     require_separate([output], (network, arch))
     require_writable(output)
+    _require_converted(network)
     subject = open_net(network, arch, trust)
     if kind == "openvino":
         from binarize.export.openvino import export_openvino
@@ -79,6 +80,18 @@ def export(
         rows = [(row.runtime, f"{row.agreed:.2%}", f"{row.largest:.3g} of {row.scale:.3g}") for row in found]
         title = f"compared with {subject.title} on {found[0].samples} images"
         print_table(title, ("runtime", "decisions agreed", "largest difference"), rows)
+
+
+def _require_converted(network: str) -> None:
+    """Tell who names a model of full precision what comes first."""
+    from binarize.artifact import is_artifact
+    from binarize.errors import ExportError
+
+    if not is_artifact(network) and (":" in network or Path(network).exists()):
+        raise ExportError(
+            f"cannot export {network}: it is not a converted network; "
+            f"convert it first: binarize convert {network} -o NET"
+        )
 
 
 def _weights_of(output: Path, kind: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from binarize.errors import ExportError
-from binarize.export.functions import DOMAIN
+from binarize.export.functions import DOMAIN, is_nd
 from binarize.kernels.problem import Conv2dProblem
 from binarize.kernels.speeds import Speeds
 
@@ -30,6 +30,8 @@ class _Reader(NamedTuple):
 def add_hints(model: "ModelProto") -> None:
     """Tell each node the work on the codes that it makes or reads, and which floats pass only between our own nodes.
 
+    Nodes of the Nd family are left alone: our library has no kernels for them.
+
     Raises:
         ExportError: codes are read by an operation of another domain.
     """
@@ -44,6 +46,9 @@ def add_hints(model: "ModelProto") -> None:
         name = node.output[0]
         if _makes_codes(node):
             _require_ours(node, readers[name], name in outputs)
+        if is_nd(node):
+            continue
+        if _makes_codes(node):
             _tell_work(node, [reader.node for reader in readers[name]])
         elif node.op_type.startswith("PackedConv2d") and name not in outputs and _all_take_inner(readers[name]):
             inner.add(name)
@@ -109,7 +114,7 @@ def _all_take_inner(readers: list[_Reader]) -> bool:
 
 def _takes_inner(reader: _Reader) -> bool:
     node = reader.node
-    if node.domain != DOMAIN:
+    if node.domain != DOMAIN or is_nd(node):
         return False
     if _is_layer(node):
         return node.op_type.startswith("PackedConv2d") and reader.place == _RESIDUAL

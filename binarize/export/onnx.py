@@ -16,6 +16,7 @@ from binarize.export.clean import clean
 from binarize.export.functions import DOMAIN, VERSION, function_protos
 from binarize.export.hints import add_hints
 from binarize.export.plain import to_plain
+from binarize.export.spaces import part_families
 from binarize.export.stand_ins import with_stand_ins
 from binarize.layers.binary import binary_layers
 from binarize.passes.fuse import packed_layers
@@ -175,6 +176,7 @@ def _export(
     clean(program.model, output_names)
     model: ModelProto = onnx_ir.to_proto(program.model)
     _drop_twice_told(model)
+    part_families(model)
     add_hints(model)
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
     model.functions.extend(function_protos(used, opset))
