@@ -7,7 +7,7 @@ NATIVE := $(shell find kernels/native -name '*.cpp' -o -name '*.h' -o -name '*.i
 CUDA   := $(shell find kernels/cuda tests/kernels -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
 
 # What `make sanitize` runs; another part of the suite: make sanitize SANITIZED=tests/layers
-SANITIZED := tests/kernels tests/export/test_library.py tests/export/test_library_refusals.py
+SANITIZED := tests/kernels tests/passes/test_schedule.py tests/export/test_library.py tests/export/test_library_refusals.py
 WATCHED   := build/sanitize
 # A small quarantine: what was freed is kept for a while, and a test asks that memory stays constant.
 ASAN      := detect_leaks=0:detect_odr_violation=0:quarantine_size_mb=4:thread_local_quarantine_size_kb=64

@@ -17,7 +17,8 @@ from binarize.kernels.problem import Conv2dProblem
 from binarize.kernels.speeds import Speeds, speeds
 from binarize.layers.merged import merged_geometry
 from binarize.layers.packed import PackedConv2d, PackedLayer, PackedLinear
-from binarize.passes.schedule import ScheduledGraph, Stretch, runner_of
+from binarize.passes.schedule import ScheduledGraph, runner_of
+from binarize.passes.stretch import Stretch
 from binarize.record import record_of
 
 __all__ = ["LayerTime", "layer_times"]

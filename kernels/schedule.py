@@ -18,7 +18,7 @@ from torch import Tensor
 from binarize.errors import ModelError
 from binarize.kernels.compiled import native
 
-__all__ = ["Draft", "Program", "Value", "dense_level", "why_not_compiled"]
+__all__ = ["Draft", "Program", "Value", "dense_level", "empty", "why_not_compiled"]
 
 _ALIGNMENT = 64  # bytes
 _FIXED, _ARENA, _INPUT, _OUTPUT = 1, 2, 3, 4  # Place::Kind of native/schedule.h
@@ -193,45 +193,49 @@ class Program:
     Attributes:
         arena_bytes: Memory of all tensors between the calls.
         names: Where in the network each call comes from.
+        outputs: What it gives.
     """
 
     def __init__(
         self, schedule: Any, arena_bytes: int, outputs: tuple[Value, ...], names: tuple[str, ...], kept: object
     ) -> None:
-        self.arena_bytes, self.names = arena_bytes, names
-        self._schedule, self._outputs, self._kept = schedule, outputs, kept
+        self.arena_bytes, self.names, self.outputs = arena_bytes, names, outputs
+        self._schedule, self._kept = schedule, kept
         self._arenas: list[Tensor] = []  # those that nobody uses; list methods are atomic
 
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Map tensors, in the memory order that was planned for, to new ones.
+    def run(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Map tensors, in the memory order that was planned for, to new ones, or into ``outputs``.
 
         Raises:
             ModelError: a border class lies outside its table, which a bug of the planning would be.
         """
-        status, outputs = self._run(self._schedule.run, inputs)
+        status, filled = self._run(self._schedule.run, inputs, outputs)
         if status:
             raise ModelError("cannot run a schedule: a border class lies outside its table; report this")
-        return outputs
+        return filled
 
     def run_timed(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[str, int]]]:
         """Run once; return also the nanoseconds of each call, with the place in the network that it comes from."""
         spent, outputs = self._run(self._schedule.run_timed, inputs)
         return outputs, list(zip(self.names, spent, strict=True))
 
-    def _run(self, run: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
+    def _run(
+        self, run: Callable[..., Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor] | None = None
+    ) -> tuple[Any, list[Tensor]]:
         try:
             arena = self._arenas.pop()
         except IndexError:
             arena = torch.empty(self.arena_bytes + _ALIGNMENT, dtype=torch.uint8)
-        outputs = [_empty(value) for value in self._outputs]
+        filled = list(map(empty, self.outputs)) if outputs is None else list(outputs)
         start = -(-arena.data_ptr() // _ALIGNMENT) * _ALIGNMENT
-        addresses = [x.data_ptr() for x in inputs], [x.data_ptr() for x in outputs]
+        addresses = [x.data_ptr() for x in inputs], [x.data_ptr() for x in filled]
         found = run(start, *addresses, torch.get_num_threads())
         self._arenas.append(arena)
-        return found, outputs
+        return found, filled
 
 
-def _empty(value: Value) -> Tensor:
+def empty(value: Value) -> Tensor:
+    """Return a new tensor of the shape and memory order of ``value``."""
     if value.channels_last and len(value.shape) == 4:
         return torch.empty(value.shape, dtype=value.dtype, memory_format=torch.channels_last)
     return torch.empty(value.shape, dtype=value.dtype)

@@ -121,8 +121,6 @@ class PackedConvolution(Operation):
         layer, name = self.layer, self.node.name
         x = values[self.node.args[0]]  # type: ignore[index]
         if x.dtype == torch.float32:
-            if layer.padding_mode != "zeros":
-                raise ModelError(f"cannot schedule {name!r}: it pads its floats by {layer.padding_mode}")
             x = _emit_packing(draft, layer.activation, _image(x, name))
         height, width = x.shape[1:3]
         held = layer.operands(FORMS[_route_of(x)])

@@ -107,6 +107,8 @@ def _clamp_after(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, tup
 def _packed_conv(gm: fx.GraphModule, node: fx.Node, layer: PackedConv2d) -> Operation | str:
     if any(layer.crop):
         return "its output is cropped"
+    if layer.padding_mode != "zeros":
+        return f"it pads by {layer.padding_mode}"
     return _if_compiled(layer) or PackedConvolution(node, layer)
 
 

@@ -8,23 +8,22 @@ the same kernels run; a float layer sums in another order than torch does. Where
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from binarize.errors import BinarizeError
-from binarize.kernels.schedule import Draft, Program, Value, why_not_compiled
+from binarize.kernels.schedule import why_not_compiled
 from binarize.layers.packed import PackActivation, PackedLayer
 from binarize.passes.emit import Operation
 from binarize.passes.match import operation_of
+from binarize.passes.stretch import Stretch
 
 __all__ = ["Coverage", "ScheduledGraph", "coverage", "schedule", "why_not"]
 
 _VARIABLE = "BINARIZE_SCHEDULE"
-_MOST_SIZES = 16  # schedules of one stretch that are kept
 
 
 def why_not() -> str | None:
@@ -32,97 +31,6 @@ def why_not() -> str | None:
     if os.environ.get(_VARIABLE) == "off":
         return f"{_VARIABLE}=off"
     return why_not_compiled()
-
-
-@final
-class Stretch:
-    """Nodes in a row that have kernels, and a schedule for each combination of input sizes that was met.
-
-    Attributes:
-        operations: what the nodes compute, in order.
-        inputs: nodes before it whose values it reads.
-        outputs: its nodes that are read after it.
-        clock: is told the nanoseconds of each kernel call, by the name of its node; None where nobody asks.
-    """
-
-    clock: Callable[[str, int], None] | None = None
-
-    def __init__(self, operations: Sequence[Operation], live: set[fx.Node]) -> None:
-        self.operations = tuple(operations)
-        inside = {operation.node for operation in operations}
-        read = {source: None for operation in operations for source in operation.node.all_input_nodes}
-        self.inputs = tuple(node for node in read if node not in inside)
-        self.outputs = tuple(o.node for o in operations if o.node in live)
-        self.reason: str | None = None  # why the last sizes that were met could not be scheduled
-        self._programs: dict[object, Program | None] = {}
-
-    def program(self, tensors: Sequence[Tensor], orders: Sequence[bool]) -> Program | None:
-        """Return the schedule for inputs like these, or None where there can be none."""
-        kernel = os.environ.get("BINARIZE_KERNEL")
-        key = kernel, *((x.shape, x.dtype, order) for x, order in zip(tensors, orders, strict=True))
-        try:
-            return self._programs[key]
-        except KeyError:
-            pass
-        try:
-            made: Program | None = self._build(tensors, orders)
-        except BinarizeError as error:
-            self.reason, made = str(error), None
-        if len(self._programs) >= _MOST_SIZES:
-            self._programs.pop(next(iter(self._programs)), None)
-        self._programs[key] = made
-        return made
-
-    def _build(self, tensors: Sequence[Tensor], orders: Sequence[bool]) -> Program:
-        draft = Draft()
-        given = [draft.value(x.shape, x.dtype, order) for x, order in zip(tensors, orders, strict=True)]
-        values: dict[fx.Node, Value] = dict(zip(self.inputs, given, strict=True))
-        for operation in self.operations:
-            draft.name = str(operation.node.target if operation.node.op == "call_module" else operation.node.name)
-            values[operation.node] = operation.emit(draft, values)
-        outputs = [values[node] for node in self.outputs]
-        return draft.finish(given, _apart(draft, given, outputs))
-
-    def run(self, env: dict[fx.Node, Any]) -> bool:
-        """Put the values of the outputs into ``env``; False where there is no schedule for these sizes."""
-        tensors = [env[node] for node in self.inputs]
-        if not all(map(_is_plain, tensors)):
-            self.reason = "its inputs are not float32 tensors or planes on the CPU"
-            return False
-        orders = []
-        for index, x in enumerate(tensors):
-            straight = x.is_contiguous()
-            if not straight and not (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
-                tensors[index], straight = x.contiguous(), True
-            orders.append(not straight)
-        program = self.program(tensors, orders)
-        if program is None:
-            return False
-        if self.clock is None:
-            outputs = program.run(tensors)
-        else:
-            outputs, times = program.run_timed(tensors)
-            for name, nanoseconds in times:
-                self.clock(name, nanoseconds)
-        env.update(zip(self.outputs, outputs, strict=True))
-        return True
-
-
-def _apart(draft: Draft, inputs: Sequence[Value], outputs: Sequence[Value]) -> list[Value]:
-    """Return the outputs, copied where they would be inputs, or one tensor twice."""
-    taken = {value.number for value in inputs}
-    found = []
-    for value in outputs:
-        made = draft.sum(value, None, -float("inf"), float("inf")) if value.number in taken else value
-        taken.add(made.number)
-        found.append(made)
-    return found
-
-
-def _is_plain(x: object) -> bool:
-    """Whether ``x`` is a tensor in this process's memory and nothing that stands for one."""
-    known = type(x) is Tensor or type(x) is nn.Parameter
-    return known and x.device.type == "cpu" and x.layout is torch.strided and x.dtype in _DTYPES and x.numel() > 0  # type: ignore[attr-defined]
 
 
 def _is_elsewhere(x: object) -> bool:
@@ -133,7 +41,6 @@ def _is_elsewhere(x: object) -> bool:
 
 
 _ABSENT = object()
-_DTYPES = (torch.float32, torch.int32, torch.uint8)
 
 
 @final
