@@ -192,7 +192,7 @@ def test_a_batch_that_the_caches_do_not_hold_runs_in_slices(layout, cached, monk
 
     assert torch.equal(seen, by_nodes(net, x, monkeypatch=monkeypatch))
     sizes = {program.outputs[0].shape[0] for program in inputs(net)}
-    assert sizes == {1} if cached == 1 else sizes >= {1, 10, 3}  # ten at a time, and what is left over
+    assert sizes == {1} if cached == 1 else sizes >= {1, 5, 3}  # five at a time, and what is left over
     assert max(program.arena_bytes for program in inputs(net)) <= max(cached, 6_000)
 
 
