@@ -1,5 +1,6 @@
 """The machine code of the hot loops keeps everything in registers: a spill would be read in every turn."""
 
+import os
 import platform
 import re
 import shutil
@@ -11,6 +12,7 @@ from binarize.kernels.compiled import native
 
 pytestmark = [
     pytest.mark.skipif(native is None, reason="no kernels are compiled"),
+    pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="sanitizers put code of their own into the loops"),
     pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 machine code"),
     pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed (binutils)"),
 ]
