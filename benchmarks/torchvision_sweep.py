@@ -150,7 +150,7 @@ def agreement(torch: Any, net: Any, packed: Any, args: tuple[Any, ...]) -> dict[
     """Compare the two forms part by part on what each part received in the training form."""
     from torch import fx
 
-    from binarize.layers.binary import BinaryConv2d, BinaryLinear
+    from binarize.layers.binary import BinaryLayer
 
     worst, outputs = 0.0, 0
     seen: list[tuple[str, Any, Any, Any]] = []
@@ -158,7 +158,7 @@ def agreement(torch: Any, net: Any, packed: Any, args: tuple[Any, ...]) -> dict[
     handles = []
     for path, module in net.named_modules():
         part = isinstance(module, fx.GraphModule) and id(module) not in inside
-        if part or (isinstance(module, BinaryConv2d | BinaryLinear) and id(module) not in inside):
+        if part or (isinstance(module, BinaryLayer) and id(module) not in inside):
             keep = lambda m, a, k, y, path=path: seen.append((path, *copy.deepcopy((a, k, y))))  # noqa: E731
             handles.append(module.register_forward_hook(keep, with_kwargs=True))
     with torch.no_grad():
@@ -185,7 +185,7 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = [
         "# torchvision, model by model",
         "",
-        "Every float model of `torchvision.models.list_models()`, random weights: how many of its weighted layers were",
+        "Every model of `torchvision.models.list_models()`, random weights: how many of its weighted layers were",
         "converted, how many stayed in full precision, and how far the packed form is from the training form: the",
         "largest relative difference of any layer on its own, and of any output. Rounding in the last bit can move an",
         "activation by one code, which a deep network of random weights carries to its outputs; trained networks are",
@@ -205,7 +205,18 @@ def table(results: list[dict[str, Any]]) -> str:
         ]
         lines += [line(row) for row in rows]
         lines += ["", "Kept, and why:", "", *reasons(rows), ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, *quantised()]).rstrip() + "\n"
+
+
+def quantised() -> list[str]:
+    """Return the section of the models that are not converted because each is the twin of a float model."""
+    import torchvision
+
+    names = [name for name in torchvision.models.list_models() if name.startswith("quantized_")]
+    why = (
+        "Not converted: each is the form of a float model above that torch's own int8 tools prepare; convert that one."
+    )
+    return ["## quantised", "", why, "", ", ".join(names), ""]
 
 
 def line(row: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from binarize.data import calibration_batches, random_images
 from binarize.errors import ModelError, NothingConvertedError, RecipeError, nearest
 from binarize.layers.binary import BinaryLayer
 from binarize.layers.packed import PackedLayer
+from binarize.passes.attention import open_attention
 from binarize.passes.capture import Captured, capture
 from binarize.passes.decompose_groups import DecomposeGroups
 from binarize.passes.decompose_layers import DecomposeLayers, decompose
@@ -89,7 +90,8 @@ def convert(
     _require_unconverted(model)
     require_finite(model)
     in_training = any(module.training for module in model.modules())
-    teacher = copy.deepcopy(model).eval() if in_training else model
+    teacher = copy.deepcopy(model).eval() if in_training or _has_attention(model) else model
+    open_attention(teacher)
     inputs = _calibration_inputs(recipe, example_inputs, data)
     levels = _levels(teacher, inputs[0])
     captured = capture(copy.deepcopy(teacher))
@@ -126,7 +128,9 @@ def plan(model: nn.Module, recipe: Recipe | None = None) -> Record:
     """
     recipe = recipe or Recipe()
     default = build_scheme(recipe.scheme)
-    captured = capture(copy.deepcopy(model).eval())
+    opened = copy.deepcopy(model).eval()
+    open_attention(opened)
+    captured = capture(opened)
     planned = _plan(captured, recipe, default, {} if "" in captured.graphs else _levels_on_noise(model))
     if any(isinstance(scheme.structure, Groupwise) for scheme in planned.schemes.values()):
         captured.root.to("meta")  # copies of what holds no numbers cost nothing
@@ -144,6 +148,10 @@ def _calibration_inputs(recipe: Recipe, example: Any, data: Iterable[Any] | None
         )
         return [(random_images((3, 224, 224), 8, recipe.seed),)]
     return [example if isinstance(example, tuple) else (example,)]
+
+
+def _has_attention(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.MultiheadAttention) for module in model.modules())
 
 
 def _levels(model: nn.Module, arguments: tuple[Any, ...]) -> dict[str, int]:
