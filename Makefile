@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(shell find kernels/native -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+CUDA   := $(shell find kernels/cuda tests/kernels/cuda -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo test check format clean
 
@@ -17,12 +18,12 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(filter-out %.inc,$(NATIVE))
+	$(BIN)/clang-format --dry-run -Werror $(filter-out %.inc,$(NATIVE)) $(CUDA)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter-out %.inc,$(NATIVE))
+	$(BIN)/clang-format -i $(filter-out %.inc,$(NATIVE)) $(CUDA)
 
 # The stamp is older than a native source that changed, so that the kernels are compiled again.
 $(STAMP): pyproject.toml kernels/CMakeLists.txt $(NATIVE)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from binarize.data import load_data
     from binarize.errors import BinarizeError
     from binarize.evaluate import evaluate
+    from binarize.export.library import onnxruntime_library
     from binarize.export.onnx import export_onnx
     from binarize.finetune import Losses, Settings, finetune
     from binarize.passes.pack import pack
@@ -33,6 +34,7 @@ _HOMES = {
     "finetune": "binarize.finetune",
     "load": "binarize.artifact",
     "load_data": "binarize.data",
+    "onnxruntime_library": "binarize.export.library",
     "open_model": "binarize.sources",
     "pack": "binarize.passes.pack",
     "save": "binarize.artifact",
@@ -52,6 +54,7 @@ __all__ = [
     "finetune",
     "load",
     "load_data",
+    "onnxruntime_library",
     "open_model",
     "pack",
     "save",

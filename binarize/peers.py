@@ -24,11 +24,16 @@ class OnnxModel(nn.Module):
 
     A file of fixed batch size takes any batch all the same: it is run in pieces, the last one filled up with zeros.
 
+    Args:
+        path: the file.
+        threads: that ONNX Runtime may use; its own default where None.
+        library: of operations, registered first; see `binarize.onnxruntime_library`.
+
     Raises:
         SourceError: ONNX Runtime cannot load the file.
     """
 
-    def __init__(self, path: Path | str, threads: int | None = None) -> None:
+    def __init__(self, path: Path | str, threads: int | None = None, library: str | None = None) -> None:
         super().__init__()
         import onnxruntime
 
@@ -36,6 +41,8 @@ class OnnxModel(nn.Module):
         options.log_severity_level = 3  # errors
         if threads is not None:
             options.intra_op_num_threads = threads
+        if library is not None:
+            options.register_custom_ops_library(library)
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as cause:  # its exception classes are not exported

@@ -61,7 +61,7 @@ def train(model: nn.Module, data: Images, test: Images, epochs: int, rate: float
             F.cross_entropy(model.train()(images), labels).backward()
             optimiser.step()
             schedule.step()
-        print(f"original    pass {epoch + 1} of {epochs}: {binarize.evaluate(model.eval(), test).top1:.2%}", flush=True)
+        print(f"  pass {epoch + 1} of {epochs}: {binarize.evaluate(model.eval(), test).top1:.2%}", flush=True)
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""The table of levels, best first, and the choice between them.
+"""The table of CPU levels, best first, and the choice between them; the door to the kernels of a GPU.
 
 ``BINARIZE_KERNEL=name`` forces one level; `levels` says which run here and why the others do not.
 """
@@ -13,9 +13,10 @@ from torch import Tensor
 from binarize.errors import NoKernelError, nearest
 from binarize.kernels import reference
 from binarize.kernels.compiled import Compiled, compiled_levels
+from binarize.kernels.cuda.devices import cuda_kernels
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 
-__all__ = ["LEVELS", "Kernels", "Level", "choose", "levels"]
+__all__ = ["LEVELS", "Kernels", "Level", "choose", "kernels_for", "levels"]
 
 _VARIABLE = "BINARIZE_KERNEL"
 
@@ -143,6 +144,15 @@ def choose(problem: Conv2dProblem | None = None) -> Kernels:
         NoKernelError: Nothing runs it, or ``BINARIZE_KERNEL`` names a level that cannot or is not there.
     """
     return _choose(problem, os.environ.get(_VARIABLE) or None)
+
+
+def kernels_for(x: Tensor, problem: Conv2dProblem | None = None) -> Kernels:
+    """Return the kernels of the device that ``x`` lies on: those of its GPU, or the best level of this CPU.
+
+    Raises:
+        NoKernelError: Nothing there runs ``problem``.
+    """
+    return cuda_kernels(x.device, problem) if x.is_cuda else choose(problem)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,4 +1,4 @@
-"""``torch.ops.binarize.*``: schema, checks, fake and CPU implementation of each op.
+"""``torch.ops.binarize.*``: schema, checks, fake and implementation of each op, on CPUs and on GPUs.
 
 The ops are for inference: they have no gradient. Wrong arguments raise `ModelError` and never reach native code.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from binarize.errors import ModelError
 from binarize.kernels.codes import depth
-from binarize.kernels.dispatch import choose
+from binarize.kernels.dispatch import kernels_for
 from binarize.kernels.format import words
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 
@@ -144,7 +144,7 @@ def _uniform(op: str) -> Callable[..., Tensor]:
         x = _values(op, x, groups)
         if not 1 <= bits <= 8:
             raise _refuse(op, "bits", "1 to 8", bits)
-        kernels = choose()
+        kernels = kernels_for(x)
         made = kernels.pack_uniform if op == "pack_uniform" else kernels.encode_uniform
         return made(x, low, inverse_step, bits, groups)
 
@@ -158,7 +158,7 @@ def _thresholds(op: str) -> Callable[..., Tensor]:
         thresholds = _table(op, "thresholds", thresholds, columns, torch.float32)
         if thresholds.shape[0] > 8:
             raise _refuse(op, "thresholds", "at most 8 rows", len(thresholds))
-        kernels = choose()
+        kernels = kernels_for(x)
         made = kernels.pack_thresholds if op == "pack_thresholds" else kernels.encode_thresholds
         return made(x, thresholds, groups)
 
@@ -169,7 +169,7 @@ def _conv2d_integer(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
     problem = _problem(x, *geometry)
     x, weight = _operands("conv2d_integer", problem, x, weight)
     problem.checked_size(x.shape[1], x.shape[2])
-    return choose(problem).conv2d_integer(problem, x, weight)
+    return kernels_for(x, problem).conv2d_integer(problem, x, weight)
 
 
 def _affine(
@@ -200,7 +200,7 @@ def _conv2d(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
     problem = _problem(x, *shape)
     x, weight = _operands("conv2d", problem, x, weight)
     checked = _affine("conv2d", problem, x, *tables)
-    return choose(problem).conv2d(problem, x, weight, *checked, minimum, maximum)
+    return kernels_for(x, problem).conv2d(problem, x, weight, *checked, minimum, maximum)
 
 
 def _conv2d_codes(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
@@ -213,7 +213,7 @@ def _conv2d_codes(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
     if groups < 1 or problem.out_channels % groups:
         raise _refuse("conv2d_codes", "reader_groups", f"a divisor of {problem.out_channels} channels", groups)
     code = UniformCode(low, inverse_step, bits, groups)
-    return choose(problem).conv2d_codes(problem, x, weight, *checked, minimum, maximum, code)
+    return kernels_for(x, problem).conv2d_codes(problem, x, weight, *checked, minimum, maximum, code)
 
 
 def _conv2d_threshold(
@@ -233,7 +233,7 @@ def _conv2d_threshold(
     thresholds = _table("conv2d_threshold", "thresholds", thresholds, problem.out_channels, torch.int32)
     flip = _same("conv2d_threshold", "flip", flip, (problem.out_channels,), torch.bool)
     rows, columns = _border("conv2d_threshold", row_class, column_class, size)
-    return choose(problem).conv2d_threshold(problem, x, weight, thresholds, flip, rows, columns)
+    return kernels_for(x, problem).conv2d_threshold(problem, x, weight, thresholds, flip, rows, columns)
 
 
 def _fake_pack_uniform(x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
@@ -280,6 +280,18 @@ def _fake_conv2d_threshold(x: Tensor, weight: Tensor, thresholds: Tensor, *rest:
     return x.new_empty((x.shape[0], oh, ow, 1, 1, words(problem.out_channels)), dtype=torch.int32)
 
 
+def _on_one_device(op: str, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Refuse tensors of several devices, which torch hands to the GPU as soon as one of them lies there."""
+
+    def checked(*arguments: Any) -> Tensor:
+        devices = {str(argument.device): None for argument in arguments if isinstance(argument, Tensor)}
+        if len(devices) > 1:
+            raise _refuse(op, "all tensors", "on one device (move the network and its input alike)", ", ".join(devices))
+        return run(*arguments)
+
+    return checked
+
+
 _OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "pack_uniform": (_uniform("pack_uniform"), _fake_pack_uniform),
     "pack_thresholds": (_thresholds("pack_thresholds"), _fake_pack_thresholds),
@@ -292,6 +304,7 @@ _OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 }
 for _name, (_run, _fake) in _OPS.items():
     _LIBRARY.impl(_name, _run, "CPU")
+    _LIBRARY.impl(_name, _on_one_device(_name, _run), "CUDA")
     torch.library.register_fake(f"binarize::{_name}", _fake, lib=_LIBRARY)
 
 pack_uniform = torch.ops.binarize.pack_uniform.default

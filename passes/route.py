@@ -1,7 +1,7 @@
 """The route of each packed layer on this machine: planes by popcount, or whole codes by int8 products.
 
 Both give the same integers, so that a route changes how long a network takes and nothing else. No file holds one:
-routes are chosen where a network is packed or loaded.
+routes are chosen where a network is packed or loaded, for a GPU where it first runs there.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from binarize.errors import ModelError, NoKernelError, nearest
 from binarize.kernels.dispatch import choose
 from binarize.kernels.problem import Conv2dProblem
 from binarize.kernels.speeds import Speeds, speeds
+from binarize.layers.gpu_routes import GpuRoutes
 from binarize.layers.packed import ROUTES, Geometry, PackActivation, PackedConv2d, PackedLayer
 from binarize.passes.base import Pass, PassResult
 from binarize.passes.graph import Call, call_of, calls
@@ -76,8 +77,11 @@ class ChooseRoutes(Pass):
         for packing, readers in reading.values():
             layers = [call.module for call in readers]
             before, packing.route = packing.route, self.quickest(layers)
+            geometries = tuple(layer.geometry for layer in layers)
+            packing.gpu = GpuRoutes(geometries, self.asked)
             for layer in layers:
                 layer.activation.route = packing.route
+                layer.activation.gpu = packing.gpu
             if packing.route != before:
                 changed += [call.name for call in readers]
             if self.asked not in (None, packing.route):
@@ -105,7 +109,7 @@ class ChooseRoutes(Pass):
 
 def _packing(gm: fx.GraphModule, call: Call[PackedLayer]) -> PackActivation:
     """Return what packs the input of a layer: a node of its own, the epilogue of the layer before, or the layer."""
-    before = call.node.args[0]
+    before = next(iter(call.node.args), None)  # a damaged file may call it with nothing
     packing, feeder = call_of(gm, before, PackActivation), call_of(gm, before, PackedConv2d)
     if packing is not None:
         return packing.module
@@ -126,6 +130,7 @@ def route(net: nn.Module) -> None:
     step = ChooseRoutes(speeds(), asked)
     for layer in layers:  # those that no graph calls pack their own input
         layer.activation.route = step.quickest([layer])
+        layer.activation.gpu = GpuRoutes((layer.geometry,), asked)
     for module in net.modules():
         if isinstance(module, fx.GraphModule):
             step(module)

@@ -45,6 +45,7 @@ def _examine() -> dict[str, Any]:
     import torch
 
     from binarize import __version__
+    from binarize.kernels.cuda.devices import cuda_why_not
     from binarize.kernels.dispatch import LEVELS
     from binarize.kernels.speeds import speeds
 
@@ -63,6 +64,7 @@ def _examine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda_reason": cuda_why_not(),
     }
 
 
@@ -84,7 +86,8 @@ def _sentences(found: dict[str, Any]) -> list[str]:
     rates = found["products_per_nanosecond"]
     forced = " (BINARIZE_KERNEL)" if found["forced_kernel"] else ""
     asked = f"; {found['asked_route']} is asked for (BINARIZE_ROUTE)" if found["asked_route"] else ""
-    device = found["cuda_device"] or "no CUDA device that torch can use"
+    device = found["cuda_device"] or "none"
+    gpu = "packed networks run on it" if found["cuda_reason"] is None else found["cuda_reason"]
     return [
         f"binarize {found['binarize']}, Python {found['python']} on {found['machine']}",
         *(
@@ -92,7 +95,7 @@ def _sentences(found: dict[str, Any]) -> list[str]:
             for route in rates
         ),
         f"packed layers take the quicker route{asked}, on {found['threads']} of {found['cpus']} CPUs",
-        f"GPU: {device}",
+        f"GPU: {device}; {gpu}",
     ]
 
 

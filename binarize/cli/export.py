@@ -1,46 +1,113 @@
-"""`binarize export`: a converted network as one ONNX file."""
+"""`binarize export`: a converted network as one ONNX file, or as OpenVINO's two."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from binarize.cli.opening import open_net
-from binarize.cli.options import json_option, model_options
-from binarize.cli.output import print_json, print_lines
+from binarize.cli.options import FLOATS, json_option, model_options
+from binarize.cli.output import print_json, print_lines, print_table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from binarize.export.check import Agreement
 
 __all__ = ["export"]
 
 
 @click.command()
 @click.argument("network", metavar="NET")
+@click.option("-o", "--output", metavar="OUT", required=True, type=click.Path(path_type=Path), help="File to write.")
 @click.option(
-    "-o", "--output", metavar="OUT.onnx", required=True, type=click.Path(path_type=Path), help="File to write."
-)
+    "--format", "kind", type=click.Choice(["onnx", "openvino"]), default="onnx", show_default=True,
+    help="openvino writes OUT.xml and OUT.bin and needs the extra of that name.",
+)  # fmt: skip
+@click.option("--portable", is_flag=True, help="Standard operations only, for runtimes that know no functions.")
+@click.option("--opset", type=click.IntRange(18, 26), default=18, show_default=True, help="Of the standard operations.")
+@click.option("--dynamic-size", is_flag=True, help="Leave height and width open too.")
 @click.option("--part", metavar="PATH", help="Of a network that was captured by parts: the one to write.")
+@click.option("--check", "data", metavar="SPEC", help="Run the file on these images and compare with NET.")
+@click.option("--mean", type=FLOATS, help="Subtracted from --check's images after division by 255, per channel.")
+@click.option("--std", type=FLOATS, help="Divided by after --mean, per channel.")
+@click.option("--samples", type=click.IntRange(1), help="Check on the first so many images only.")
 @model_options
 @json_option
 def export(
-    network: str, output: Path, part: str | None, arch: str | None, trust: tuple[str, ...], as_json: bool
+    network: str,
+    output: Path,
+    kind: str,
+    portable: bool,
+    opset: int,
+    dynamic_size: bool,
+    part: str | None,
+    data: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    samples: int | None,
+    arch: str | None,
+    trust: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Write NET as one ONNX file.
 
     Bits stay packed in the file, every operation has a body in standard ones: ONNX Runtime runs it without this
-    package.
+    package, and by this package's kernels with `binarize.onnxruntime_library()`.
     """
     from binarize.cli.writing import require_separate, require_writable
     from binarize.export.onnx import export_onnx
-    from binarize.export.parts import export_part
+    from binarize.export.parts import part_of
     from binarize.tables import size
 
+    if part is not None and data is not None:
+        raise click.UsageError("--check gives images to the whole network; of a --part compare the outputs yourself")
     require_separate([output], (network, arch))
     require_writable(output)
     subject = open_net(network, arch, trust)
-    if part is None:
-        export_onnx(subject.net, output)
+    net, inputs = (subject.net, None) if part is None else part_of(subject.net, part)
+    if kind == "openvino":
+        from binarize.export.openvino import export_openvino
+
+        export_openvino(net, output, example_inputs=inputs, dynamic_size=dynamic_size)
     else:
-        export_part(subject.net, output, part)
-    written = output.stat().st_size
+        export_onnx(
+            net, output, example_inputs=inputs, opset=opset, dynamic_size=dynamic_size, portable=portable
+        )  # fmt: skip
+    written = output.stat().st_size + _weights_of(output, kind)
+    found = [] if data is None else _compare(subject.net, output, kind, portable, data, mean, std, samples)
     if as_json:
-        print_json({"output": str(output), "bytes": written})
-    else:
-        print_lines([f"wrote {output} ({size(written)})"])
+        more = {"check": [asdict(row) for row in found]} if found else {}
+        print_json({"output": str(output), "bytes": written, **more})
+        return
+    print_lines([f"wrote {output} ({size(written)})"])
+    if found:
+        rows = [(row.runtime, f"{row.agreed:.2%}", f"{row.largest:.3g} of {row.scale:.3g}") for row in found]
+        title = f"compared with {subject.title} on {found[0].samples} images"
+        print_table(title, ("runtime", "decisions agreed", "largest difference"), rows)
+
+
+def _weights_of(output: Path, kind: str) -> int:
+    return output.with_suffix(".bin").stat().st_size if kind == "openvino" else 0
+
+
+def _compare(
+    net: "nn.Module",
+    output: Path,
+    kind: str,
+    portable: bool,
+    data: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    samples: int | None,
+) -> "list[Agreement]":
+    from binarize.data import DataSpec, load_data
+    from binarize.export.check import compare
+    from binarize.record import record_of
+
+    spec = DataSpec.parse(data)
+    shape = record_of(net).input_shape if spec.kind == "imagefolder" else None
+    images = load_data(spec, mean=mean, std=std, input_shape=shape, batch_size=64, limit=samples)
+    return compare(net, output, images, form="openvino" if kind == "openvino" else "plain" if portable else "functions")

@@ -15,10 +15,9 @@ __all__ = ["DOMAIN", "VERSION", "function_protos"]
 DOMAIN = "binarize"
 VERSION = 1
 
-# Clamping before the cast, which truncates, is the floor of the definition: below 0 both give 0, above the largest code
-# both give it, and between them truncation is the floor.
+# The floor is there although ONNX casts by truncation, which is the same above 0: not every runtime does.
 _PACK_UNIFORM = """
-PackUniform <low, inverse_step, bits, groups> (x) => (codes) {
+PackUniform <low, inverse_step, bits, groups, rows, work, x_inner, version> (x) => (codes) {
   low = Constant <value_float: float = @low> ()
   inverse = Constant <value_float: float = @inverse_step> ()
   half = Constant <value_float: float = 0.5> ()
@@ -33,12 +32,13 @@ PackUniform <low, inverse_step, bits, groups> (x) => (codes) {
   steps = Mul (from_low, inverse)
   raised = Add (steps, half)
   clamped = Clip (raised, zero, largest)
-  codes = Cast <to: int = 2> (clamped)
+  whole = Floor (clamped)
+  codes = Cast <to: int = 2> (whole)
 }
 """
 
 _PACK_THRESHOLDS = """
-PackThresholds <groups> (x, thresholds) => (codes) {
+PackThresholds <groups, rows, work, x_inner, version> (x, thresholds) => (codes) {
   below = Less (x, thresholds)
   reached = Not (below)
   codes = Cast <to: int = 2> (reached)
@@ -47,7 +47,7 @@ PackThresholds <groups> (x, thresholds) => (codes) {
 
 # Digit j of a code counts 2**j, whatever its term.
 _PACK_TERMS = """
-PackTerms <groups, bits> (x, thresholds) => (codes) {
+PackTerms <groups, bits, rows, work, x_inner, version> (x, thresholds) => (codes) {
   last = Constant <value_ints: ints = [-1]> ()
   i0 = Constant <value_int: int = 0> ()
   i1 = Constant <value_int: int = 1> ()
@@ -65,6 +65,7 @@ PackTerms <groups, bits> (x, thresholds) => (codes) {
 }
 """
 
+# Bits are taken from bytes in floating point, where numbers below 256 are exact: not every runtime shifts bytes right.
 # Row t of `powers` holds 2**i at the planes of term t and 0 elsewhere; sums of such products are whole numbers below
 # 256, and therefore exact in floating point. A term without planes gets 0 from them, and the constant 1 after that.
 _UNPACK_WEIGHT = """
@@ -80,19 +81,22 @@ UnpackWeight <weight_shape, weight_terms> (bits, scale) => (weight) {
   zero = Constant <value_float: float = 0.0> ()
   one = Constant <value_float: float = 1.0> ()
   two = Constant <value_float: float = 2.0> ()
-  positions_64 = Constant <value_ints: ints = [0, 1, 2, 3, 4, 5, 6, 7]> ()
-  positions = Cast <to: int = 2> (positions_64)
-  mask = Cast <to: int = 2> (i1)
+  half = Constant <value_float: float = 0.5> ()
+  places = Constant <value_floats: floats = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]> ()
   bytes = Unsqueeze (bits, axis_3)
-  shifted = BitShift <direction: string = "RIGHT"> (bytes, positions)
-  digits_8 = BitwiseAnd (shifted, mask)
+  byte_values = Cast <to: int = 1> (bytes)
+  parts_of_byte = Div (byte_values, places)
+  shifted = Floor (parts_of_byte)
+  halves = Mul (shifted, half)
+  above = Floor (halves)
+  evens = Mul (above, two)
+  digits_8 = Sub (shifted, evens)
   join_bytes = Constant <value_ints: ints = [0, 0, -1]> ()
   digits_spare = Reshape (digits_8, join_bytes)
   last = Constant <value_ints: ints = [9223372036854775807]> ()
   tail = Slice (shape, axis_1, last)
   depth = ReduceProd <keepdims: int = 1> (tail)
-  digits_kept = Slice (digits_spare, axis_0, depth, axis_2)
-  digits = Cast <to: int = 1> (digits_kept)
+  digits = Slice (digits_spare, axis_0, depth, axis_2)
   twice = Mul (digits, two)
   signs = Sub (one, twice)
   first_plane = CumSum <exclusive: int = 1> (terms, i0)
@@ -128,25 +132,41 @@ UnpackWeight <weight_shape, weight_terms> (bits, scale) => (weight) {
 # Zero padding of that sum is exact, because the convolution pads what is already a value.
 _WHOLE = """
   whole = Cast <to: int = 1> (codes)
+  weight = binarize.UnpackWeight <weight_shape: ints = @weight_shape, weight_terms: ints = @weight_terms> (bits, scale)
 """
 
-# Of several terms, the sum of the digits, each as many times the main step as its own is.
+# Of several terms, the sum of the digits, each as many times the main step as its own is; the rows of `scale` that hold
+# the main step are the weight's.
 _WHOLE_OF_TERMS = """
   last = Constant <value_ints: ints = [-1]> ()
   i0 = Constant <value_int: int = 0> ()
   i1 = Constant <value_int: int = 1> ()
   planes = Constant <value_int: int = @activation_bits> ()
-  mask = Cast <to: int = 2> (i1)
-  places_64 = Range (i0, planes, i1)
-  places = Cast <to: int = 2> (places_64)
+  half = Constant <value_float: float = 0.5> ()
+  two = Constant <value_float: float = 2.0> ()
+  places = Range (i0, planes, i1)
+  exponents = Cast <to: int = 1> (places)
+  powers = Pow (two, exponents)
   column = Unsqueeze (codes, last)
-  shifted = BitShift <direction: string = "RIGHT"> (column, places)
-  digits_8 = BitwiseAnd (shifted, mask)
-  digits = Cast <to: int = 1> (digits_8)
+  code_values = Cast <to: int = 1> (column)
+  parts_of_code = Div (code_values, powers)
+  shifted = Floor (parts_of_code)
+  halves = Mul (shifted, half)
+  above = Floor (halves)
+  evens = Mul (above, two)
+  digits = Sub (shifted, evens)
   steps = Constant <value_floats: floats = @steps> ()
   main_step = Constant <value_float: float = @step> ()
   multiples = Div (steps, main_step)
   whole = MatMul (digits, multiples)
+  main_term = Constant <value_int: int = @main_term> ()
+  row_axis = Constant <value_ints: ints = [0]> ()
+  first_row = Unsqueeze (main_term, row_axis)
+  row_step = Unsqueeze (planes, row_axis)
+  end = Constant <value_ints: ints = [9223372036854775807]> ()
+  main_scale = Slice (scale, first_row, end, row_axis, row_step)
+  weight = binarize.UnpackWeight <weight_shape: ints = @weight_shape, weight_terms: ints = @weight_terms>
+    (bits, main_scale)
 """
 
 _INPUT = """
@@ -156,7 +176,6 @@ _INPUT = """
   maximum = Constant <value_float: float = @maximum> ()
   offset = Div (low, step)
   value = Add (whole, offset)
-  weight = binarize.UnpackWeight <weight_shape: ints = @weight_shape, weight_terms: ints = @weight_terms> (bits, scale)
 """
 
 _CONVOLVE = (
@@ -190,13 +209,13 @@ _MULTIPLY = (
 """
 )
 
-_INPUT_ATTRIBUTES = "low, step, activation_bits, weight_shape, weight_terms, minimum, maximum"
-_CONV_ATTRIBUTES = f"{_INPUT_ATTRIBUTES}, strides, pads, dilations, group"
+_INPUT_ATTRIBUTES = "low, step, activation_bits, weight_shape, weight_terms, minimum, maximum, work, version"
+_CONV_ATTRIBUTES = f"{_INPUT_ATTRIBUTES}, strides, pads, dilations, group, y_inner, residual_inner"
 
 _SPREAD_ATTRIBUTES = f"{_CONV_ATTRIBUTES}, by_group, perm, inputs_first, output_padding"
 
 _PACKED_CONV2D_THRESHOLD = f"""
-PackedConv2dThreshold <{_CONV_ATTRIBUTES}> (codes, bits, scale, bias, thresholds) => (digits) {{
+PackedConv2dThreshold <{_CONV_ATTRIBUTES}, reader_work> (codes, bits, scale, bias, thresholds) => (digits) {{
 {_WHOLE}{_CONVOLVE}
   y = Clip (product, minimum, maximum)
   below = Less (y, thresholds)
@@ -205,11 +224,22 @@ PackedConv2dThreshold <{_CONV_ATTRIBUTES}> (codes, bits, scale, bias, thresholds
 }}
 """
 
+_PACKED_CONV2D_UNIFORM = f"""
+PackedConv2dUniform <{_CONV_ATTRIBUTES}, reader_low, reader_inverse_step, reader_bits, reader_groups, reader_work>
+    (codes, bits, scale, bias) => (answer) {{
+{_WHOLE}{_CONVOLVE}
+  y = Clip (product, minimum, maximum)
+  answer = binarize.PackUniform <low: float = @reader_low, inverse_step: float = @reader_inverse_step,
+    bits: int = @reader_bits, groups: int = @reader_groups, rows: int = 0, work: ints = @reader_work, x_inner: int = 0,
+    version: int = @version> (y)
+}}
+"""
+
 
 def _layer(name: str, attributes: str, product: str) -> dict[str, str]:
     """Return the bodies of a layer: with codes of one term and of several, without and with a residual."""
     made = {}
-    for terms, more, whole in (("", "", _WHOLE), ("Terms", ", steps", _WHOLE_OF_TERMS)):
+    for terms, more, whole in (("", "", _WHOLE), ("Terms", ", steps, main_term", _WHOLE_OF_TERMS)):
         for added in ("", "Add"):
             inputs = "codes, bits, scale, bias, residual" if added else "codes, bits, scale, bias"
             total, y = ("sum = Add (product, residual)", "sum") if added else ("", "product")
@@ -230,6 +260,7 @@ _BODIES: dict[str, str] = {
     "PackThresholds": _PACK_THRESHOLDS,
     "PackTerms": _PACK_TERMS,
     "PackedConv2dThreshold": _PACKED_CONV2D_THRESHOLD,
+    "PackedConv2dUniform": _PACKED_CONV2D_UNIFORM,
     **_layer("PackedConv2d", _CONV_ATTRIBUTES, _CONVOLVE),
     **_layer("PackedConvNd", _CONV_ATTRIBUTES, _CONVOLVE),
     **_layer("PackedConvTranspose", _SPREAD_ATTRIBUTES, _SPREAD),
@@ -247,5 +278,6 @@ def function_protos(used: set[str], opset: int) -> "list[FunctionProto]":
     import onnx.parser
 
     wanted = used | ({"UnpackWeight"} if any(name.startswith("Packed") for name in used) else set())
+    wanted |= {"PackUniform"} if "PackedConv2dUniform" in used else set()
     header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {VERSION}]>'
     return [onnx.parser.parse_function(header + body) for name, body in _BODIES.items() if name in wanted]

@@ -14,6 +14,8 @@ from binarize.artifact.files import replacing
 from binarize.errors import ExportError, ModelError
 from binarize.export.clean import clean
 from binarize.export.functions import DOMAIN, VERSION, function_protos
+from binarize.export.hints import add_hints
+from binarize.export.plain import to_plain
 from binarize.export.stand_ins import with_stand_ins
 from binarize.layers.binary import binary_layers
 from binarize.passes.fuse import packed_layers
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LEAST_OPSET", "export_onnx"]
 
-LEAST_OPSET = 18  # the first that has BitwiseAnd
+LEAST_OPSET = 18  # the first with ReduceSum, ReduceProd and Slice as the bodies use them
 
 
 @torch.no_grad()
@@ -36,11 +38,14 @@ def export_onnx(
     example_inputs: Any = None,
     opset: int = LEAST_OPSET,
     dynamic_batch: bool = True,
+    dynamic_size: bool = False,
+    portable: bool = False,
     check: bool = True,
 ) -> Path:
     """Write a packed network as one ONNX file: operations of the domain `binarize`, each with a body in standard ones.
 
-    The weights stay packed in the file; a runtime without kernels for the domain unpacks them when it loads the file.
+    The weights stay packed in the file. ONNX Runtime with `onnxruntime_library()` runs the operations by our kernels;
+    a runtime without kernels for the domain unpacks the weights when it loads the file.
 
     Args:
         net: packed network, as `pack` or `load` return it; left as it is.
@@ -49,6 +54,8 @@ def export_onnx(
             shape that the network was calibrated on.
         opset: version of the standard operations, at least 18.
         dynamic_batch: leave the first axis of every input open.
+        dynamic_size: leave height and width of every image open too; for networks that take any.
+        portable: write standard operations only, for runtimes that know neither functions nor our library.
         check: let the ONNX checker read the model and ONNX Runtime run it once before it is written.
 
     Returns:
@@ -62,8 +69,10 @@ def export_onnx(
     _require_exportable(net, record, opset)
     inputs = _inputs(example_inputs, record, dynamic_batch)
     named = _named_outputs(_run(net, inputs))
-    model = _export(net, inputs, list(named), opset, dynamic_batch)
+    model = _export(net, inputs, list(named), opset, _open_axes(inputs, dynamic_batch, dynamic_size))
     _describe(model, net, record)
+    if portable:
+        model = to_plain(model)
     if check:
         _check(model, inputs, named)
     return _write(model, Path(path))
@@ -80,7 +89,7 @@ def _require_exportable(net: nn.Module, record: Record | None, opset: int) -> No
     name = type(net).__name__
     if opset < LEAST_OPSET:
         raise ExportError(
-            f"cannot export {name} to ONNX opset {opset}: it has no BitwiseAnd; use {LEAST_OPSET} or later"
+            f"cannot export {name} to ONNX opset {opset}: the operations' bodies need {LEAST_OPSET} or later"
         )
     if any(True for _ in binary_layers(net)):
         raise ExportError(f"cannot export {name} to ONNX: it is in training form; pack it first: binarize.pack(net)")
@@ -136,29 +145,37 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
     return iter(())
 
 
+def _open_axes(inputs: tuple[Any, ...], batch: bool, size: bool) -> tuple[Any, ...] | None:
+    """Return which axes of each input stay open, by name; None where all are fixed."""
+    if not batch and not size:
+        return None
+    first = {0: torch.export.Dim("batch")} if batch else {}
+    both = {2: torch.export.Dim("height"), 3: torch.export.Dim("width")} if size else {}
+    return tuple((first | (both if x.dim() == 4 else {})) if isinstance(x, Tensor) else None for x in inputs)
+
+
 def _export(
-    net: nn.Module, inputs: tuple[Any, ...], output_names: Sequence[str], opset: int, dynamic_batch: bool
+    net: nn.Module, inputs: tuple[Any, ...], output_names: Sequence[str], opset: int, axes: tuple[Any, ...] | None
 ) -> "ModelProto":
     import onnx_ir
 
-    batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} if dynamic_batch and isinstance(x, Tensor) else None for x in inputs)
     stand_ins = with_stand_ins(net).eval()
     try:
         with warnings.catch_warnings():
             # torch.onnx says so for each further input whose batch is, as it must be, the batch of the first
-            warnings.filterwarnings("ignore", "# The axis name: batch will not be used", UserWarning)
+            warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
             program = torch.onnx.export(
                 stand_ins, inputs, dynamo=True, opset_version=opset, optimize=False, verbose=False,
-                dynamic_shapes=shapes if dynamic_batch else None,
+                dynamic_shapes=axes,
             )  # fmt: skip
     except Exception as cause:  # torch.onnx raises whatever stopped it
-        hint = "; try dynamic_batch=False" if dynamic_batch else ""
+        hint = "; try fewer open axes: dynamic_batch=False or dynamic_size=False" if axes else ""
         raise ExportError(f"cannot export {type(net).__name__} to ONNX: {_root_cause(cause)}{hint}") from cause
     assert program is not None
     clean(program.model, output_names)
     model: ModelProto = onnx_ir.to_proto(program.model)
     _drop_twice_told(model)
+    add_hints(model)
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
     model.functions.extend(function_protos(used, opset))
     return model
@@ -189,7 +206,15 @@ def _describe(model: "ModelProto", net: nn.Module, record: Record | None) -> Non
         notes = {"binarize.scheme": record.recipe.scheme, "binarize.recipe": json.dumps(record.recipe.to_dict())}
         if record.source.get("sha256"):
             notes["binarize.source_sha256"] = str(record.source["sha256"])
+        notes["binarize.provenance"] = json.dumps(_provenance(record))
         onnx.helper.set_model_props(model, notes)
+
+
+def _provenance(record: Record) -> dict[str, Any]:
+    """Return what made the network, without anything that tells where files lay."""
+    told = {key: record.source[key] for key in ("kind", "arch", "versions") if record.source.get(key) is not None}
+    numbers = {key: value for key, value in record.metrics.items() if isinstance(value, int | float) and value == value}
+    return told | {"input_shape": record.input_shape, "metrics": numbers}
 
 
 def _check(model: "ModelProto", inputs: tuple[Any, ...], named: dict[str, Tensor]) -> None:

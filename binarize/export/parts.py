@@ -1,7 +1,5 @@
 """One captured part of a network as an ONNX file: what can be exported of a detector, whose outer code cannot."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,54 +8,39 @@ from torch import Tensor, fx, nn
 from binarize.cost import example_arguments
 from binarize.data import random_images
 from binarize.errors import ExportError, ModelError, nearest
-from binarize.export.onnx import LEAST_OPSET, export_onnx
 from binarize.passes.pack import graphs_of
 from binarize.record import record_of
 
-__all__ = ["export_part", "part_arguments"]
+__all__ = ["part_of"]
 
 
-def export_part(
-    net: nn.Module,
-    path: str | os.PathLike[str],
-    part: str,
-    *,
-    example_inputs: Any = None,
-    opset: int = LEAST_OPSET,
-    dynamic_batch: bool = True,
-) -> Path:
-    """Write the part of a packed network that was captured at the module path ``part``.
+def part_of(net: nn.Module, part: str, example_inputs: Any = None) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Return the part of a packed network that was captured at the module path ``part``, and inputs to export it with.
 
     A detector's backbone with its pyramid is one part: images that were resized and normalised go in, feature maps come
     out. Whatever calls the parts stays in Python.
 
+        graph, inputs = part_of(net, "backbone")
+        export_onnx(graph, "backbone.onnx", example_inputs=inputs)
+
     Args:
         net: packed network, captured by parts.
-        path: file to write.
         part: module path of a captured part; the record of the network names them.
         example_inputs: those of the whole network; by default noise of the shape that it was calibrated on.
-        opset: as in `export_onnx`.
-        dynamic_batch: as in `export_onnx`; a part that is called with its batch in other axes cannot have it.
-
-    Raises:
-        ExportError: there is no such part, or it cannot be exported.
-    """
-    arguments = part_arguments(net, part, example_inputs)
-    graph = net.get_submodule(part)
-    return export_onnx(graph, path, example_inputs=arguments, opset=opset, dynamic_batch=dynamic_batch)
-
-
-@torch.no_grad()
-def part_arguments(net: nn.Module, part: str, example_inputs: Any = None) -> tuple[Tensor, ...]:
-    """Return the tensors that one forward of ``net`` first calls a part with.
 
     Raises:
         ExportError: there is no such part, nothing calls it, or it is called with more than tensors.
     """
-    parts = [name for name, _ in graphs_of(net) if name and not _is_inside(net, name)]
-    if part not in parts:
-        known = ", ".join(parts) or "none: the network was captured whole"
-        raise ExportError(f"cannot export the part {part!r}: no such part{nearest(part, parts)}; the parts are {known}")
+    known = [name for name, _ in graphs_of(net) if name and not _is_inside(net, name)]
+    if part not in known:
+        names = ", ".join(known) or "none: the network was captured whole"
+        raise ExportError(f"cannot export the part {part!r}: no such part{nearest(part, known)}; the parts are {names}")
+    return net.get_submodule(part), _inputs(net, part, example_inputs)
+
+
+@torch.no_grad()
+def _inputs(net: nn.Module, part: str, example_inputs: Any) -> tuple[Tensor, ...]:
+    """Return the tensors that one forward of ``net`` first calls a part with."""
     seen: list[tuple[Any, ...]] = []
     handle = net.get_submodule(part).register_forward_pre_hook(lambda module, args: seen.append(args))
     try:

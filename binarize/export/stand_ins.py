@@ -18,6 +18,8 @@ __all__ = ["LABEL", "digit_threshold", "with_stand_ins"]
 LABEL = "binarize.label"
 """Key under which a node carries the JSON of its module's path and a sentence on it, until the file is cleaned."""
 
+UNKNOWN_WORK = [1, 1]  # until `hints` counts the readers
+
 FLOAT32_INFINITY = 0x7F800000
 
 
@@ -89,7 +91,9 @@ class _Pack(_StandIn):
     def __init__(self, pack: PackActivation, name: str) -> None:
         super().__init__(name, _pack_doc(pack))
         self.rows = pack.rows
-        self.attributes: dict[str, Any] = {"groups": pack.groups}
+        self.attributes: dict[str, Any] = {
+            "groups": pack.groups, "rows": int(pack.rows), "work": UNKNOWN_WORK, "x_inner": 0, "version": VERSION,
+        }  # fmt: skip
         thresholds = None
         if pack.thresholds is None:
             self.attributes |= {"low": pack.low, "inverse_step": pack.inverse_step, "bits": pack.terms[0]}
@@ -119,28 +123,33 @@ class _Packed(_StandIn):
         self.pack = _Pack(layer.activation, f"{name}/pack")
         self.register_buffer("bits", layer.bits)
         geometry, activation = layer.geometry, layer.activation
-        self.register_buffer("scale", layer.scale[activation.main :: len(activation.step)].contiguous())
+        self.register_buffer("scale", layer.scale)
         self.register_buffer("bias", layer.bias)
         self.geometry = geometry
         self.attributes: dict[str, Any] = {
             "low": activation.low, "step": activation.step[activation.main],
             "activation_bits": sum(geometry.activation_terms), "weight_terms": list(geometry.weight_terms),
-            "minimum": layer.minimum, "maximum": layer.maximum,
+            "minimum": layer.minimum, "maximum": layer.maximum, "work": UNKNOWN_WORK, "version": VERSION,
         }  # fmt: skip
         self.terms = "Terms" if len(activation.step) > 1 else ""  # of the operation's name
         if self.terms:
-            self.attributes["steps"] = list(activation.step)
+            self.attributes |= {"steps": list(activation.step), "main_term": activation.main}
 
     @final
-    def call_layer(self, kind: str, codes: Tensor, more: list[Tensor], dtype: torch.dtype, shape: list[Any]) -> Tensor:
-        """Put the layer's node into the graph."""
+    def call_layer(
+        self, kind: str, codes: Tensor, more: list[Tensor], dtype: torch.dtype, shape: list[Any], **others: Any
+    ) -> Tensor:
+        """Put the layer's node into the graph, with ``others`` beside its attributes."""
         weight = [self.get_buffer(name) for name in ("bits", "scale", "bias")]
-        return self.call(kind, [codes, *weight, *more], self.attributes, dtype, shape)
+        return self.call(kind, [codes, *weight, *more], self.attributes | others, dtype, shape)
 
 
 @final
 class _Conv2d(_Packed):
-    """Stands for a `PackedConv2d`; a one-plane reader that it answers becomes one float threshold per output."""
+    """Stands for a `PackedConv2d`.
+
+    A one-plane reader that it answers becomes one float threshold per output, a uniform code its attributes.
+    """
 
     thresholds: Tensor | None
 
@@ -151,7 +160,7 @@ class _Conv2d(_Packed):
         self.attributes |= {
             "weight_shape": [geometry.out_channels, geometry.channels // geometry.groups, *geometry.kernel],
             "strides": list(geometry.stride), "pads": list(geometry.padding * 2),
-            "dilations": list(geometry.dilation), "group": geometry.groups,
+            "dilations": list(geometry.dilation), "group": geometry.groups, "y_inner": 0, "residual_inner": 0,
         }  # fmt: skip
         reader, single = layer.reader, len(geometry.activation_terms) == 1
         compares = reader is not None and (reader.terms, reader.groups) == ((1,), 1) and single
@@ -159,13 +168,24 @@ class _Conv2d(_Packed):
         thresholds = digit_threshold(reader).reshape(-1, 1, 1) if reader is not None and compares else None
         self.register_buffer("thresholds", thresholds)
 
+    @property
+    def encodes(self) -> bool:
+        """Whether the layer's own operation gives the uniform codes of its reader."""
+        return self.reader is not None and self.reader.thresholds is None and not (self.terms or any(self.crop))
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map codes or floats ``(n, c, h, w)`` to floats, or codes of the reader, ``(n, o, h', w')``."""
         if x.is_floating_point():
             x = self.pack(self._padded(x))
         shape = [x.shape[0], self.geometry.out_channels, *self.geometry.output_size(x.shape[2], x.shape[3])]
         if self.thresholds is not None:
-            return self.call_layer("PackedConv2dThreshold", x, [self.thresholds], torch.uint8, shape)
+            return self.call_layer(
+                "PackedConv2dThreshold", x, [self.thresholds], torch.uint8, shape, reader_work=UNKNOWN_WORK
+            )
+        if self.reader is not None and self.encodes and residual is None:
+            names = ("low", "inverse_step", "bits", "groups", "work")
+            code = {f"reader_{name}": self.reader.attributes[name] for name in names}
+            return self.call_layer("PackedConv2dUniform", x, [], torch.uint8, shape, **code)
         if residual is not None:
             y = self.call_layer(f"PackedConv2d{self.terms}Add", x, [residual], torch.float32, shape)
         else:

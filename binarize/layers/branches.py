@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from binarize.layers.chosen import Rows, add_weighted, empty, per_image, run_chosen, take
+from binarize.layers.chosen import Rows, add_weighted, empty, may_choose, per_image, run_chosen, take
 
 __all__ = ["Branches", "Gate", "Router", "branch_groups"]
 
@@ -156,7 +156,7 @@ class Branches(nn.Module):
             ``S'``, or ``(S', v_1, ..., v_N)`` if `hands_on`; a branch that did not run for an image hands on S'.
             If `sparse`, each v is a list of images.
         """
-        if self.sparse and self.router is not None:
+        if self.sparse and self.router is not None and may_choose(aggregate):
             return self._run_chosen(self.router(aggregate), aggregate, own)
         inputs = self._inputs(aggregate, own)
         values = [body(x) for body, x in zip(self.bodies, inputs, strict=True)]

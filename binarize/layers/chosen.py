@@ -9,10 +9,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Rows", "add_weighted", "empty", "per_image", "run_chosen", "take"]
+__all__ = ["Rows", "add_weighted", "empty", "may_choose", "per_image", "run_chosen", "take"]
 
 Rows = list[Tensor]
 """A batch as one tensor ``(...)`` per image, so that images may lie in different memory."""
+
+
+def may_choose(x: Tensor) -> bool:
+    """Whether the host may read which branches run: not while a CUDA graph is captured, which holds one choice.
+
+    All branches then run, those that were not chosen with weight 0: the same sum.
+    """
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 # not compiled: which images go where differs from call to call, and every case would be compiled anew

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from binarize.kernels import codes, format, ops
 from binarize.layers.borders import axis_classes, threshold_table
 from binarize.layers.geometry import Geometry
+from binarize.layers.gpu_routes import GpuRoutes
 from binarize.schemes.base import Levels
 
 __all__ = ["ROUTES", "Geometry", "PackActivation", "PackedConv2d", "PackedLayer", "PackedLinear", "stored_bits"]
@@ -38,8 +39,8 @@ class PackActivation(nn.Module):
         groups: channel groups of the convolution that reads the planes; each starts in a word of its own.
         rows: False for images ``(n, c, h, w)``, True for rows ``(..., c)``.
         thresholds: ``(m, 1)`` or ``(m, c)``, or None for a uniform code.
-        route: of the layers that read it: digit planes for "popcount", codes for "int8". Chosen for the machine at
-            hand (`binarize.passes.route`) and in no file.
+        route: of the layers that read it: digit planes for "popcount", codes for "int8". Chosen for the CPU at hand.
+        gpu: the same on GPUs, where it is chosen when it first packs there. No file holds either.
     """
 
     thresholds: Tensor | None
@@ -49,6 +50,7 @@ class PackActivation(nn.Module):
         super().__init__()
         self.terms, self.groups, self.rows = terms, groups, rows
         self.route = "popcount"
+        self.gpu = GpuRoutes(())
         self.low = float(levels.low.detach())
         self.step = tuple(float(step) for step in levels.step.detach())
         uniform = levels.threshold is None
@@ -77,7 +79,7 @@ class PackActivation(nn.Module):
         return planes.reshape(*x.shape[:-1], 1, *planes.shape[-2:])
 
     def _pack(self, x: Tensor) -> Tensor:
-        whole = self.route == "int8"
+        whole = self.gpu.route(x.device, self.route) == "int8"
         if self.thresholds is None:
             uniform = ops.encode_uniform if whole else ops.pack_uniform
             packed: Tensor = uniform(x, self.low, self.inverse_step, self.terms[0], self.groups)
@@ -157,6 +159,7 @@ class PackedLayer(nn.Module, abc.ABC):
     ) -> None:
         super().__init__()
         self.geometry, self.activation, self.weight_spec = geometry, activation, weight_spec
+        activation.gpu = GpuRoutes((geometry,))
         plain = (geometry.out_channels, geometry.channels // geometry.groups, *geometry.kernel)
         self.weight_shape = weight_shape or plain
         planes, outputs = sum(geometry.weight_terms), geometry.out_channels
@@ -243,25 +246,31 @@ class PackedLayer(nn.Module, abc.ABC):
         geometry, low = self.geometry, self.activation.low
         if low == 0.0:
             return self.bias.unsqueeze(0), None, None
-        taps = self._tap_sums()
         if geometry.padding == (0, 0):
-            return (self.bias + (low * taps.sum((1, 2))).float()).unsqueeze(0), None, None
+            inside = torch.ones(1, 1, dtype=torch.float64, device=self.bias.device)
+            return self._border_bias(*(inside.expand(1, size) for size in geometry.kernel)), None, None
         out = geometry.output_size(height, width)
         (row, rows_valid), (column, columns_valid) = (
             axis_classes((height, width)[axis], out[axis], *geometry.axis(axis)) for axis in (0, 1)
         )
-        sums = torch.einsum("oyx,ry,cx->rco", taps, rows_valid.to(taps), columns_valid.to(taps))
-        table = self.bias.double() + low * sums.flatten(0, 1)
         device = self.bias.device
-        return table.float(), (row * len(columns_valid)).int().to(device), column.int().to(device)
+        table = self._border_bias(rows_valid.double().to(device), columns_valid.double().to(device))
+        return table, (row * len(columns_valid)).int().to(device), column.int().to(device)
 
     @final
-    def _tap_sums(self) -> Tensor:
-        """Sum of the weight's value per output and tap, ``(o, kh, kw)``, as many axes as the kernel has, float64."""
+    def _border_bias(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return bias plus what `low` adds where the taps ``(r, kh)`` and ``(c, kw)`` are inside: ``(r x c, o)``.
+
+        Sums of the odd weights are whole and therefore exact in any order; the terms are added one after the other, so
+        that every runtime that does the same (kernels/native/onnxruntime) finds the same bits.
+        """
+        sums = torch.einsum("toyx,ry,cx->trco", self.odd().sum(2).double(), rows, columns).flatten(1, 2)
         unit = self.scale[self.activation.main :: len(self.activation.step)].double()
         unit = unit / self.activation.step[self.activation.main]
-        odd = self.odd().sum(2).double()
-        return (unit.reshape(*unit.shape, *[1] * (odd.dim() - 2)) * odd).sum(0)
+        total = torch.zeros_like(sums[0])
+        for term in range(len(unit)):
+            total = total + unit[term] * sums[term]
+        return (self.bias.double() + self.activation.low * total).float()
 
     def config(self) -> dict[str, Any]:
         """Return what `from_config` needs beside the buffers."""
@@ -310,7 +319,8 @@ class PackedConv2d(PackedLayer):
         geometry = self.geometry
         height, width = x.shape[1:3]
         table, row, column = self.tables(height, width)
-        if self.reader is not None and self.reader.route == "popcount" and self.answers_in_thresholds():
+        route = None if self.reader is None else self.reader.gpu.route(x.device, self.reader.route)
+        if route == "popcount" and self.answers_in_thresholds():
             return self._threshold(x, table, row, column)
         shape = (x.shape[0], geometry.out_channels, *geometry.output_size(height, width))
         fused = residual is None or (residual.shape == shape and not any(self.crop))
@@ -320,7 +330,7 @@ class PackedConv2d(PackedLayer):
             *geometry.arguments(), *limits,
         )  # fmt: skip
         reader = self.reader
-        if reader is not None and reader.route == "int8" and reader.thresholds is None and fused and not any(self.crop):
+        if reader is not None and route == "int8" and reader.thresholds is None and fused and not any(self.crop):
             codes_of_reader: Tensor = ops.conv2d_codes(
                 *arguments, reader.low, reader.inverse_step, reader.terms[0], reader.groups
             )

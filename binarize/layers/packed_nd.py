@@ -146,6 +146,13 @@ class PackedConvNd(PackedLayer):
         device = self.bias.device
         return table, (row_class * len(columns)).int().to(device), column_class.int().to(device)
 
+    def _tap_sums(self) -> Tensor:
+        """Sum of the weight's value per output and tap, ``(o, *kernel)``, float64."""
+        unit = self.scale[self.activation.main :: len(self.activation.step)].double()
+        unit = unit / self.activation.step[self.activation.main]
+        odd = self.odd().sum(2).double()
+        return (unit.reshape(*unit.shape, *[1] * (odd.dim() - 2)) * odd).sum(0)
+
     def config(self) -> dict[str, Any]:
         """Return what `from_config` needs beside the buffers."""
         values = {key: value for key, value in super().config().items() if key != "geometry"}

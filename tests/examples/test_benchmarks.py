@@ -75,3 +75,37 @@ def test_loaders_are_timed_by_preset_and_threads(capsys):
         ("imagenet", 0), ("imagenet", 2), ("cifar", 0), ("cifar", 2),
     ]  # fmt: skip
     assert all(row["images_per_second"] > 0 for row in rows)
+
+
+def test_the_gpu_benchmark_checks_times_and_writes_tables_on_a_cpu_too(tmp_path, capsys):
+    script("gpu.py", "--tiny", "--device", "cpu", "--out", tmp_path / "gpu.json")
+
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert results["skipped"] == []
+    assert len(results["checks"]) >= 6
+    assert {row["size"] for row in results["gemm"]} == {64}
+    assert [row["layer"] for row in results["layers"]] == [[16, 32, 3, 5], [16, 32, 1, 5]]
+    assert {(row["network"], row["graphs"]) for row in results["networks"]} == {("resnet18", True), ("resnet18", False)}
+    for section in ("gemm", "layers", "networks"):
+        for row in results[section]:
+            assert row["contenders"][row["against"]]["ratio"] == 1.0
+    held = {name: figures["weights_mb"] for name, figures in results["networks"][0]["contenders"].items()}
+    assert held["xnor-net"] < held["torch bf16"] / 2 < held["torch fp32"] / 3
+    text = (tmp_path / "gpu.md").read_text()
+    assert text.count("| contender |") == 5
+    assert "Left out" not in text
+
+
+def test_the_gpu_benchmark_says_what_it_had_no_time_for(tmp_path, capsys):
+    script("gpu.py", "--tiny", "--device", "cpu", "--minutes", 0, "--out", tmp_path / "gpu.json")
+
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert {part["why"] for part in results["skipped"]} == {"no time left"}
+    assert results["gemm"] == results["layers"] == results["networks"] == []
+    assert "## Left out" in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_gpu_benchmark_without_a_gpu_says_why_it_cannot_run(tmp_path):
+    with pytest.raises(SystemExit, match="cannot time a GPU: "):
+        script("gpu.py", "--out", tmp_path / "gpu.json")

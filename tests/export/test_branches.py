@@ -9,6 +9,7 @@ import torch
 from group_nets import FORMS, IMAGES
 from onnx.reference import ReferenceEvaluator
 
+import binarize
 from binarize.export.onnx import export_onnx
 from binarize.layers.branches import branch_groups
 from binarize.layers.packed import PackedLayer
@@ -21,13 +22,16 @@ MORE = torch.cat([IMAGES.flip(3), -IMAGES[:3]])
 def test_the_file_computes_what_the_packed_network_computes_at_every_batch_size(form, tmp_path):
     net = pack(group_nets.net(**FORMS[form]))
     path = export_onnx(net, tmp_path / "net.onnx")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    ours = onnxruntime.SessionOptions()
+    ours.register_custom_ops_library(binarize.onnxruntime_library())
 
-    for images in (IMAGES, IMAGES[:1], MORE):
-        wanted = net(images).detach().numpy()
-        (got,) = session.run(None, {"x": images.numpy()})
-        # float sums in another order, ten layers deep: one part in 10^5 of the largest output
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    for options in (onnxruntime.SessionOptions(), ours):
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for images in (IMAGES, IMAGES[:1], MORE):
+            wanted = net(images).detach().numpy()
+            (got,) = session.run(None, {"x": images.numpy()})
+            # float sums in another order, ten layers deep: one part in 10^5 of the largest output
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_onnx_itself_runs_a_routed_network_and_every_branch_is_in_the_file_as_bits(tmp_path):

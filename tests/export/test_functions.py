@@ -1,6 +1,5 @@
 """The operations' bodies against the contract of the packed form, layer by layer, in ONNX Runtime and onnx itself."""
 
-import copy
 import dataclasses
 
 import numpy as np
@@ -13,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
-from torch import nn
+from packed_layers import arrays_of, geometries, image, layer_of, layer_of_terms, levels, several, stand_in
 from torch.nn import functional as F
 
 from binarize.export.functions import DOMAIN, VERSION, function_protos
-from binarize.export.stand_ins import digit_threshold, with_stand_ins
+from binarize.export.stand_ins import digit_threshold
 from binarize.layers.packed import Geometry, PackActivation, PackedConv2d, PackedLinear
-from binarize.schemes.base import Levels
 
 ROUNDING = 2.0**-24
 OPSET = 18
@@ -52,55 +50,6 @@ def run(kind, attributes, arrays, output=TensorProto.FLOAT):
     options.log_severity_level, options.intra_op_num_threads = 3, 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, feed)[0])
-
-
-def arrays_of(layer, **more):
-    """The node's inputs in order: what `more` puts first, the weight, what comes after it."""
-    first = {name: more.pop(name).numpy() for name in ("codes",)}
-    weight = {name: getattr(layer, name).numpy() for name in ("bits", "scale", "bias")}
-    return {**first, **weight, **{name: value.numpy() for name, value in more.items()}}
-
-
-def stand_in(layer):
-    return with_stand_ins(nn.Sequential(layer))[0]
-
-
-def levels(low, step, threshold=None):
-    return Levels(torch.tensor(low), torch.tensor([step]), threshold)
-
-
-@st.composite
-def geometries(draw, linear=False):
-    groups = 1 if linear else draw(st.integers(1, 3))
-    pairs = {
-        name: (1, 1) if linear else (draw(st.integers(*span)), draw(st.integers(*span)))
-        for name, span in {"kernel": (1, 5), "stride": (1, 3), "padding": (0, 4), "dilation": (1, 3)}.items()
-    }
-    if linear:
-        pairs["padding"] = (0, 0)
-    return Geometry(
-        groups * draw(st.integers(1, 20)), groups * draw(st.integers(1, 6)), groups=groups, **pairs,
-        weight_terms=tuple(draw(st.lists(st.integers(0, 8), min_size=1, max_size=3).filter(any))),
-        activation_terms=(draw(st.integers(1, 8)),),
-    )  # fmt: skip
-
-
-def layer_of(geometry, low, step, kind=PackedConv2d):
-    layer = kind(geometry, PackActivation(geometry.activation_terms, levels(low, step)), "by-hand")
-    shape = (geometry.out_channels, geometry.channels // geometry.groups, *geometry.kernel)
-    odd = torch.stack([
-        2 * torch.randint(0, 2**bits, shape) - (2**bits - 1) if bits else torch.ones(shape, dtype=torch.int64)
-        for bits in geometry.weight_terms
-    ])  # fmt: skip
-    layer.set_weight(odd, torch.randn(len(odd), shape[0]), torch.randn(shape[0]))
-    layer.minimum, layer.maximum = -3.0, 40.0
-    return layer
-
-
-def image(geometry, low, step):
-    spans = [d * (k - 1) + 1 for d, k in zip(geometry.dilation, geometry.kernel, strict=True)]
-    size = [max(1, span - 2 * pad) + 5 for span, pad in zip(spans, geometry.padding, strict=True)]
-    return torch.randn(2, geometry.channels, *size) * step * 2 ** geometry.activation_terms[0] / 2 + low / 2
 
 
 def contract(layer, codes, convolve):
@@ -180,7 +129,7 @@ def test_a_convolution_with_a_reader_answers_in_its_digits(geometry, low, step, 
     wanted, rounding = contract(layer, codes, convolution(geometry))
     threshold = digit_threshold(layer.reader).reshape(-1, 1, 1)
     arrays = arrays_of(layer, codes=codes, thresholds=node.thresholds)
-    digits = run("PackedConv2dThreshold", node.attributes, arrays, TensorProto.UINT8)
+    digits = run("PackedConv2dThreshold", {**node.attributes, "reader_work": [1, 1]}, arrays, TensorProto.UINT8)
 
     decided = (wanted.clamp(-3, 40) - threshold).abs() > rounding
     assert torch.equal(digits[decided] > 0, layer.reader.codes(wanted.clamp(-3, 40).float())[0][decided] > 0)
@@ -238,11 +187,6 @@ def test_a_runtime_that_folds_constants_is_left_with_one_convolution(tmp_path):
     assert [node.op_type for node in onnx.load(tmp_path / "folded.onnx").graph.node] == ["Cast", "Conv", "Clip"]
 
 
-def several(count, rows=False, columns=1):
-    found = Levels(torch.randn(()), torch.randn(count), torch.randn(count, columns).sort(0).values)
-    return PackActivation((1,) * count, found, rows=rows)
-
-
 @pytest.mark.parametrize("columns", [1, 6])
 @pytest.mark.parametrize("rows", [False, True])
 def test_codes_of_several_terms_hold_the_digit_of_each(columns, rows):
@@ -265,16 +209,8 @@ def test_a_layer_of_several_terms_is_that_of_the_values(geometry, count, linear,
     if linear:
         geometry = Geometry(geometry.channels, geometry.out_channels, weight_terms=geometry.weight_terms)
     geometry = dataclasses.replace(geometry, activation_terms=(1,) * count)
-    kind = PackedLinear if linear else PackedConv2d
-    layer = kind(geometry, several(count, linear), "by-hand")
-    shape = (geometry.out_channels, geometry.channels // geometry.groups, *geometry.kernel)
-    odd = torch.stack([
-        2 * torch.randint(0, 2**bits, shape) - (2**bits - 1) if bits else torch.ones(shape, dtype=torch.int64)
-        for bits in geometry.weight_terms
-    ])  # fmt: skip
-    unit, step = torch.randn(len(odd), shape[0]), torch.tensor(layer.activation.step)
-    layer.set_weight(odd, (unit.unsqueeze(1) * step.reshape(1, -1, 1)).flatten(0, 1), torch.randn(shape[0]))
-    layer.activation.groups = geometry.groups
+    layer, unit, odd = layer_of_terms(geometry, PackedLinear if linear else PackedConv2d)
+    step = torch.tensor(layer.activation.step)
     x = torch.randn(3, geometry.channels) if linear else image(geometry, 0.0, 1.0)
     node = stand_in(layer)
 
@@ -282,8 +218,8 @@ def test_a_layer_of_several_terms_is_that_of_the_values(geometry, count, linear,
     codes = run("PackTerms", node.pack.attributes, names, TensorProto.UINT8)
     residual = torch.randn(layer(x).shape)
     name = f"Packed{'Linear' if linear else 'Conv2d'}Terms"
-    plain = run(name, node.attributes, arrays_of(layer_arrays(layer, node), codes=codes))
-    added = run(f"{name}Add", node.attributes, arrays_of(layer_arrays(layer, node), codes=codes, residual=residual))
+    plain = run(name, node.attributes, arrays_of(layer, codes=codes))
+    added = run(f"{name}Add", node.attributes, arrays_of(layer, codes=codes, residual=residual))
 
     # Both sums take k products of t terms; each term of both sums carries at most k + 2 t + 8 roundings of its size.
     sizes = float(
@@ -292,10 +228,3 @@ def test_a_layer_of_several_terms_is_that_of_the_values(geometry, count, linear,
     bound = (geometry.depth + 2 * count * len(odd) + 8) * ROUNDING * (2 * sizes + 10.0)
     assert ((plain - layer(x)).abs() <= bound).all()
     assert ((added - layer(x) - residual).abs() <= bound).all()
-
-
-def layer_arrays(layer, node):
-    """The layer with the scale rows that its node has."""
-    made = copy.copy(layer)
-    made._buffers = {**layer._buffers, "scale": node.scale}
-    return made

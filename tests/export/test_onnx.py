@@ -115,7 +115,9 @@ def test_the_file_says_who_made_it_and_tells_no_paths_and_no_traces(exported):
 
     assert (model.producer_name, model.ir_version) == ("binarize", 8)
     assert {item.domain: item.version for item in model.opset_import} == {"": 18, "binarize": 1}
-    assert {entry.key for entry in model.metadata_props} == {"binarize.scheme", "binarize.recipe"}
+    assert {entry.key for entry in model.metadata_props} == {
+        *("binarize.scheme", "binarize.recipe", "binarize.provenance"),
+    }
     assert not any(node.metadata_props for node in model.graph.node)
     assert not re.search(r"stack|\.py|File \"|site-packages", text)
     for folder in (os.getcwd(), os.path.expanduser("~"), os.path.dirname(torch.__file__)):  # noqa: PTH109, PTH111, PTH120

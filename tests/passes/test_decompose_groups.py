@@ -369,7 +369,19 @@ def test_shortcuts_add_the_input_of_each_convolution_to_its_normalised_output():
     body = net.get_submodule("block1").bodies[0]
     part = body.get_submodule
     u = F.relu(part("bn1")(part("conv1")(x)) + x)
-    v = F.relu(part("bn2")(part("conv2")(u)) + u + x)
+    v = F.relu(part("bn2")(part("conv2")(u)) + u)  # x is in u: the block's own shortcut would count it twice
+
+    torch.testing.assert_close(body(x), v, rtol=0, atol=2.0**-21 * float(v.max()))  # two additions in another order
+
+
+@torch.no_grad()
+def test_a_block_keeps_its_own_shortcut_where_none_brings_its_input_along():
+    model, x = lively(models.Residual()), torch.randn(2, 8, 6, 6)
+    net, _, _ = decomposed(model, "group-net:k=1,shortcuts=on")
+    body = net.get_submodule("block2").bodies[0]
+    part = body.get_submodule
+    u = F.relu(part("bn1")(part("conv1")(x)))  # of another shape than x
+    v = F.relu(part("bn2")(part("conv2")(u)) + u + part("shortcut")(x))
 
     torch.testing.assert_close(body(x), v, rtol=0, atol=2.0**-20 * float(v.max()))  # three additions in another order
 

@@ -1,0 +1,144 @@
+"""Does an exported file decide as the packed network does? Both are run on the same images."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from binarize.errors import DataError, ExportError
+from binarize.export.library import onnxruntime_library
+
+__all__ = ["Agreement", "compare"]
+
+Runner = Callable[[Tensor], Tensor]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How one runtime's outputs compare with the packed network's.
+
+    Attributes:
+        runtime: what ran the file.
+        samples: images compared.
+        agreed: share of decisions that are the same; a decision is the largest output along axis 1, for each image and,
+            in segmentation, each pixel.
+        largest: largest difference of an output.
+        scale: largest magnitude of an output of the packed network.
+    """
+
+    runtime: str
+    samples: int
+    agreed: float
+    largest: float
+    scale: float
+
+
+def compare(
+    net: nn.Module, path: str | os.PathLike[str], batches: Iterable[Any], *, form: str = "functions"
+) -> list[Agreement]:
+    """Run a packed network and the file made of it on the same images.
+
+    Args:
+        net: the packed network.
+        path: what `export_onnx` or `export_openvino` wrote.
+        batches: yields images ``(n, c, h, w)``, or pairs of them and labels.
+        form: of the file: "functions", "plain" (written with ``portable``) or "openvino".
+
+    Returns:
+        One `Agreement` for each runtime of that form: of "functions", with our library and with the bodies.
+
+    Raises:
+        DataError: there are no images.
+        ExportError: the runtime does not run the file.
+    """
+    runtimes = {name: open_file(path) for name, open_file in _RUNTIMES[form].items()}
+    sums = {name: _Sum() for name in runtimes}
+    with torch.inference_mode():
+        for batch in batches:
+            images = batch[0] if isinstance(batch, tuple | list) else batch
+            wanted = _first(net(images))
+            for name, run in runtimes.items():
+                sums[name].add(wanted, run(images))
+    if not any(total.samples for total in sums.values()):
+        raise DataError("cannot check the exported file: the data has no samples; give at least one image")
+    return [total.agreement(name) for name, total in sums.items()]
+
+
+@final
+@dataclasses.dataclass
+class _Sum:
+    samples: int = 0
+    decisions: int = 0
+    same: int = 0
+    largest: float = 0.0
+    scale: float = 0.0
+
+    def add(self, wanted: Tensor, got: Tensor) -> None:
+        axis = 1 if wanted.dim() > 1 else 0
+        same = wanted.argmax(axis) == got.argmax(axis)
+        self.samples += len(wanted)
+        self.decisions += same.numel()
+        self.same += int(same.sum())
+        self.largest = max(self.largest, float((wanted - got).abs().max()))
+        self.scale = max(self.scale, float(wanted.abs().max()))
+
+    def agreement(self, name: str) -> Agreement:
+        return Agreement(name, self.samples, self.same / self.decisions, self.largest, self.scale)
+
+
+def _onnxruntime(path: str | os.PathLike[str], *, library: bool) -> Runner:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if library:
+        options.register_custom_ops_library(onnxruntime_library())
+    session = _named(path, lambda: onnxruntime.InferenceSession(os.fspath(path), options, providers=_PROVIDERS))
+    slot, *more = session.get_inputs()
+    if more:
+        raise ExportError(f"cannot check {path}: it has {len(more) + 1} inputs; compare its outputs yourself")
+    return lambda images: _named(
+        path, lambda: torch.from_numpy(session.run(None, {slot.name: images.contiguous().numpy()})[0])
+    )
+
+
+def _openvino(path: str | os.PathLike[str]) -> Runner:
+    from binarize.export.openvino import open_openvino
+
+    compiled = _named(path, lambda: open_openvino(path))
+    return lambda images: _named(path, lambda: torch.from_numpy(compiled([images.contiguous().numpy()])[0].copy()))
+
+
+_PROVIDERS = ["CPUExecutionProvider"]
+_RUNTIMES: Mapping[str, Mapping[str, Callable[[str | os.PathLike[str]], Runner]]] = {
+    "functions": {
+        "ONNX Runtime with our library": functools.partial(_onnxruntime, library=True),
+        "ONNX Runtime, bodies": functools.partial(_onnxruntime, library=False),
+    },
+    "plain": {"ONNX Runtime, standard operations": functools.partial(_onnxruntime, library=False)},
+    "openvino": {"OpenVINO": _openvino},
+}
+
+
+def _named(path: str | os.PathLike[str], run: Callable[[], Any]) -> Any:
+    """Return what ``run`` gives; whatever the runtime raises becomes an `ExportError` that names the file."""
+    try:
+        return run()
+    except ExportError:
+        raise
+    except Exception as cause:  # each runtime has classes of its own for each kind of fault
+        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise ExportError(f"cannot check {path}: {line}; export it again, and check on images of its shape") from cause
+
+
+def _first(value: Any) -> Tensor:
+    """Return the first tensor of an output: what the file gives first."""
+    if isinstance(value, Tensor):
+        return value
+    items: Sequence[Any] = list(value.values()) if isinstance(value, dict) else list(value)
+    return _first(items[0])
