@@ -19,6 +19,14 @@ def distance(a, b):
     return float((a - b).norm() / b.norm())
 
 
+def run_file(path, x, library):
+    options = onnxruntime.SessionOptions()
+    if library:
+        options.register_custom_ops_library(binarize.onnxruntime_library())
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
 @pytest.mark.parametrize("kind", spaces.SHAPES)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_packed_saved_and_exported_forms_say_what_the_training_form_says(kind, scheme, tmp_path):
@@ -29,8 +37,7 @@ def test_packed_saved_and_exported_forms_say_what_the_training_form_says(kind, s
     binarize.save(packed, tmp_path / "packed.safetensors")
     binarize.save(net, tmp_path / "trainable.safetensors")
     binarize.export_onnx(packed, tmp_path / "net.onnx", example_inputs=x)
-    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
-    exported = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x[:3].numpy()})[0])
+    binarize.export_onnx(packed, tmp_path / "plain.onnx", example_inputs=x, portable=True)
 
     with torch.no_grad():
         wanted = net(x)
@@ -40,7 +47,8 @@ def test_packed_saved_and_exported_forms_say_what_the_training_form_says(kind, s
         assert distance(packed(x), wanted) < 6e-5
         assert torch.equal(binarize.load(tmp_path / "packed.safetensors")(x), packed(x))
         assert torch.equal(binarize.load(tmp_path / "trainable.safetensors")(x), wanted)
-        assert distance(exported, wanted[:3]) < 6e-5
+        for file, library in (("net", False), ("net", True), ("plain", False)):
+            assert distance(run_file(tmp_path / f"{file}.onnx", x[:3], library), wanted[:3]) < 6e-5
 
 
 @pytest.mark.parametrize("kind", spaces.SHAPES)

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx import FunctionProto
 
-__all__ = ["DOMAIN", "VERSION", "function_protos"]
+__all__ = ["BODIES_ONLY", "DOMAIN", "DOMAINS", "VERSION", "function_protos"]
 
 DOMAIN = "binarize"
+BODIES_ONLY = "binarize.nd"
+"""Domain of the same operations where they share codes with a convolution of one or three dimensions or a transposed one.
+
+No runtime has kernels for those: all that share their codes run by the bodies, whose codes are plain numbers.
+"""
+DOMAINS = (DOMAIN, BODIES_ONLY)
 VERSION = 1
 
 # The floor is there although ONNX casts by truncation, which is the same above 0: not every runtime does.
@@ -212,7 +218,8 @@ _MULTIPLY = (
 _INPUT_ATTRIBUTES = "low, step, activation_bits, weight_shape, weight_terms, minimum, maximum, work, version"
 _CONV_ATTRIBUTES = f"{_INPUT_ATTRIBUTES}, strides, pads, dilations, group, y_inner, residual_inner"
 
-_SPREAD_ATTRIBUTES = f"{_CONV_ATTRIBUTES}, by_group, perm, inputs_first, output_padding"
+_ND_ATTRIBUTES = f"{_INPUT_ATTRIBUTES}, strides, pads, dilations, group"
+_SPREAD_ATTRIBUTES = f"{_ND_ATTRIBUTES}, by_group, perm, inputs_first, output_padding"
 
 _PACKED_CONV2D_THRESHOLD = f"""
 PackedConv2dThreshold <{_CONV_ATTRIBUTES}, reader_work> (codes, bits, scale, bias, thresholds) => (digits) {{
@@ -262,22 +269,24 @@ _BODIES: dict[str, str] = {
     "PackedConv2dThreshold": _PACKED_CONV2D_THRESHOLD,
     "PackedConv2dUniform": _PACKED_CONV2D_UNIFORM,
     **_layer("PackedConv2d", _CONV_ATTRIBUTES, _CONVOLVE),
-    **_layer("PackedConvNd", _CONV_ATTRIBUTES, _CONVOLVE),
+    **_layer("PackedConvNd", _ND_ATTRIBUTES, _CONVOLVE),
     **_layer("PackedConvTranspose", _SPREAD_ATTRIBUTES, _SPREAD),
     **_layer("PackedLinear", _INPUT_ATTRIBUTES, _MULTIPLY),
 }
 
 
-def function_protos(used: set[str], opset: int) -> "list[FunctionProto]":
+def function_protos(used: set[str], opset: int, domain: str = DOMAIN) -> "list[FunctionProto]":
     """Return the bodies of the operations in ``used``, and of those that they call.
 
     Args:
         used: names of operations of the domain.
         opset: version of the standard operations that the bodies are written in, at least 18.
+        domain: one of `DOMAINS`.
     """
     import onnx.parser
 
     wanted = used | ({"UnpackWeight"} if any(name.startswith("Packed") for name in used) else set())
     wanted |= {"PackUniform"} if "PackedConv2dUniform" in used else set()
-    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {VERSION}]>'
-    return [onnx.parser.parse_function(header + body) for name, body in _BODIES.items() if name in wanted]
+    header = f'<domain: "{domain}", opset_import: ["" : {opset}, "{domain}" : {VERSION}]>'
+    bodies = [body.replace(f"{DOMAIN}.", f"{domain}.") for name, body in _BODIES.items() if name in wanted]
+    return [onnx.parser.parse_function(header + body) for body in bodies]

@@ -10,21 +10,41 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from binarize.errors import ExportError
-from binarize.export.functions import DOMAIN
+from binarize.export.functions import BODIES_ONLY, DOMAIN, DOMAINS
 from binarize.kernels.problem import Conv2dProblem
 from binarize.kernels.speeds import Speeds
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-__all__ = ["add_hints"]
+__all__ = ["add_hints", "keep_to_bodies"]
 
+_WITHOUT_KERNELS = ("PackedConvNd", "PackedConvTranspose")  # how their names begin
 _RESIDUAL = 4  # which input of an operation with `Add` in its name
 
 
 class _Reader(NamedTuple):
     node: "NodeProto"
     place: int  # of the value among the node's inputs
+
+
+def keep_to_bodies(model: "ModelProto") -> None:
+    """Move operations that no runtime has kernels for, and all that share codes with them, to a domain of their own.
+
+    A kernel lays codes out as it likes, a body reads them as numbers: the two must not meet.
+    """
+    nodes = list(_ours(model))
+    makers = {node.output[0]: node for node in nodes if _makes_codes(node)}
+    readers = _readers(model)
+    found = [node for node in nodes if node.op_type.startswith(_WITHOUT_KERNELS)]
+    while found:
+        node = found.pop()
+        if node.domain == BODIES_ONLY:
+            continue
+        node.domain = BODIES_ONLY
+        found += [makers[name] for name in node.input[:1] if name in makers]
+        if _makes_codes(node):
+            found += [reader.node for reader in readers[node.output[0]] if reader.node.domain == DOMAIN]
 
 
 def add_hints(model: "ModelProto") -> None:
@@ -35,15 +55,15 @@ def add_hints(model: "ModelProto") -> None:
     """
     graph = model.graph
     outputs = {value.name for value in graph.output}
-    readers: dict[str, list[_Reader]] = defaultdict(list)
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            readers[name].append(_Reader(node, index))
+    readers = _readers(model)
     inner = set()
     for node in _ours(model):
         name = node.output[0]
         if _makes_codes(node):
             _require_ours(node, readers[name], name in outputs)
+        if node.domain == BODIES_ONLY:
+            continue
+        if _makes_codes(node):
             _tell_work(node, [reader.node for reader in readers[name]])
         elif node.op_type.startswith("PackedConv2d") and name not in outputs and _all_take_inner(readers[name]):
             inner.add(name)
@@ -56,7 +76,15 @@ def add_hints(model: "ModelProto") -> None:
 
 
 def _ours(model: "ModelProto") -> "Iterator[NodeProto]":
-    return (node for node in model.graph.node if node.domain == DOMAIN)
+    return (node for node in model.graph.node if node.domain in DOMAINS)
+
+
+def _readers(model: "ModelProto") -> dict[str, list[_Reader]]:
+    found: dict[str, list[_Reader]] = defaultdict(list)
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            found[name].append(_Reader(node, index))
+    return found
 
 
 def _is_layer(node: "NodeProto") -> bool:
@@ -68,7 +96,7 @@ def _makes_codes(node: "NodeProto") -> bool:
 
 
 def _require_ours(node: "NodeProto", readers: list[_Reader], is_output: bool) -> None:
-    other = next((reader.node.op_type for reader in readers if reader.node.domain != DOMAIN), None)
+    other = next((reader.node.op_type for reader in readers if reader.node.domain not in DOMAINS), None)
     if other is not None or is_output:
         raise ExportError(
             f"cannot export {node.name!r} to ONNX: its codes go to {other or 'the output'}, which reads floats; "
