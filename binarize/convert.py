@@ -188,19 +188,13 @@ def _levels_on_noise(model: nn.Module) -> dict[str, int]:
 
 
 def _plan(captured: Captured, recipe: Recipe, default: Scheme, levels: Mapping[str, int]) -> _Plan:
-    rules = Rules(
-        keep=(*recipe.keep, *(pattern for pattern, text in recipe.layers.items() if text == FULL_PRECISION)),
-        convert=(*recipe.convert, *(pattern for pattern, text in recipe.layers.items() if text != FULL_PRECISION)),
-        first=recipe.keep_first, last=recipe.keep_last, depthwise=recipe.keep_depthwise, shared=recipe.keep_shared,
-        smallest=recipe.smallest,
-    )  # fmt: skip
     schemes: dict[str, Scheme] = {}
     layers: list[LayerRecord] = []
     found = sites(captured)
     _require_matches(recipe, [site.name for site in found])
     for site in found:
         site = dataclasses.replace(site, levels=levels.get(site.name, 1))
-        reason = why_not(site, rules)
+        reason = why_not(site, _rules(site.name, recipe))
         if reason is None:
             schemes[site.name] = _scheme_of(site, recipe, default)
         spec = None if reason is not None else schemes[site.name].spec
@@ -220,11 +214,25 @@ def _require_matches(recipe: Recipe, names: Sequence[str]) -> None:
                 raise RecipeError(f"{what}{nearest(pattern, names)}; the layers are {layers}")
 
 
+def _rules(name: str, recipe: Recipe) -> Rules:
+    """Return the rules for one layer; of the patterns with a scheme or "fp" the first that matches counts."""
+    pattern = _pattern_of(name, recipe)
+    named = () if pattern is None else (pattern,)
+    keeps = pattern is not None and recipe.layers[pattern] == FULL_PRECISION
+    return Rules(
+        keep=(*recipe.keep, *(named if keeps else ())), convert=(*recipe.convert, *(() if keeps else named)),
+        first=recipe.keep_first, last=recipe.keep_last, depthwise=recipe.keep_depthwise, shared=recipe.keep_shared,
+        smallest=recipe.smallest,
+    )  # fmt: skip
+
+
 def _scheme_of(site: Site, recipe: Recipe, default: Scheme) -> Scheme:
-    for pattern, text in recipe.layers.items():
-        if fnmatch.fnmatchcase(site.name, pattern):
-            return build_scheme(text)
-    return default
+    pattern = _pattern_of(site.name, recipe)
+    return default if pattern is None else build_scheme(recipe.layers[pattern])
+
+
+def _pattern_of(name: str, recipe: Recipe) -> str | None:
+    return next((pattern for pattern in recipe.layers if fnmatch.fnmatchcase(name, pattern)), None)
 
 
 def _decompose_groups(captured: Captured, planned: _Plan) -> _Plan:
