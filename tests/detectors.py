@@ -46,7 +46,7 @@ def spread(model):
 
 def one_stage():
     torch.manual_seed(0)
-    return spread(RetinaNet(Pyramid(), CLASSES, anchor_generator=_anchors(), **SIZES))
+    return spread(RetinaNet(Pyramid(), CLASSES, anchor_generator=_anchors(), score_thresh=0.005, **SIZES))
 
 
 def two_stage():

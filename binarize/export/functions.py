@@ -14,7 +14,7 @@ __all__ = ["BODIES_ONLY", "DOMAIN", "DOMAINS", "VERSION", "function_protos"]
 
 DOMAIN = "binarize"
 BODIES_ONLY = "binarize.nd"
-"""Domain of the same operations where they share codes with a convolution of one or three dimensions or a transposed one.
+"""Domain of these operations where they share codes with a convolution of one or three dimensions or a transposed one.
 
 No runtime has kernels for those: all that share their codes run by the bodies, whose codes are plain numbers.
 """

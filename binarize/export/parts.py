@@ -51,7 +51,7 @@ def _inputs(net: nn.Module, part: str, example_inputs: Any) -> tuple[Tensor, ...
         raise ExportError(f"cannot export the part {part!r}: nothing calls it on the example; give other inputs")
     kept = tuple(value for value in seen[0] if value is not None)
     if not kept or not all(isinstance(value, Tensor) for value in kept) or kept != seen[0][: len(kept)]:
-        kinds = ", ".join(type(value).__name__ for value in seen[0])
+        kinds = ", ".join(type(value).__name__ for value in seen[0]) or "keywords"
         raise ExportError(f"cannot export the part {part!r}: it is called with {kinds}; only tensors can be inputs")
     return kept
 
