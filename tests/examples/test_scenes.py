@@ -69,7 +69,7 @@ def test_the_table_of_scenes_is_trained(tmp_path, task, kind, monkeypatch):
 
 
 MODELS = """
-import torchvision
+from detection import one_stage
 from torch import nn
 
 
@@ -90,6 +90,5 @@ def segmentation():
 
 
 def detection():
-    options = {"weights": None, "weights_backbone": None, "num_classes": 3}
-    return torchvision.models.detection.ssdlite320_mobilenet_v3_large(**options)
+    return one_stage(3, 64)
 """
