@@ -1,4 +1,4 @@
-"""`binarize export --part`: what can be written of a network whose outer code stays in Python."""
+"""Commands on a network whose outer code stays in Python: parts of it are exported, and it is timed."""
 
 import json
 
@@ -48,3 +48,14 @@ def test_images_of_the_whole_cannot_check_a_part(words):
 
     assert found.exit_code == 2
     assert "of a --part compare the outputs yourself" in found.output
+
+
+def test_it_is_timed_beside_its_original(words):
+    _, net, _, arch, *_ = words
+
+    found = run("benchmark", net, "--against", arch, "--arch", arch, "--rounds", 3, "--json")
+
+    assert found.exit_code == 0, found.output
+    rows = {row["name"]: row for row in json.loads(found.stdout)["rows"]}
+    assert rows["binarize"]["median_us"] > 0
+    assert rows["torch fp32"]["bytes"] == 4 * (3 * 72 + 8 + 8 * 144 + 16 + 64 + 4)
