@@ -1,10 +1,12 @@
 """Opening attention: which can be opened, and a network with it through the whole way."""
 
+import onnxruntime
 import torch
 from torch import nn
 
 from binarize.artifact import load, save
 from binarize.convert import convert, plan
+from binarize.export.onnx import export_onnx
 from binarize.layers.attention import Attention
 from binarize.passes.attention import open_attention
 from binarize.passes.pack import pack
@@ -58,7 +60,7 @@ def test_the_rest_stays_as_it_is():
     assert open_attention(nn.ModuleList([Reader(), layer, *others])) == ()
 
 
-def test_its_projections_are_converted_packed_saved_and_loaded(tmp_path):
+def test_its_projections_are_converted_packed_saved_loaded_and_exported(tmp_path):
     torch.manual_seed(0)
     model, x = Encoder().eval(), torch.randn(8, 3, 16, 16)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -79,3 +81,7 @@ def test_its_projections_are_converted_packed_saved_and_loaded(tmp_path):
         # float32 sums of 32 products, in other orders
         torch.testing.assert_close(packed(x), trained, rtol=1e-4, atol=1e-5)
         assert torch.equal(load(tmp_path / "net.safetensors")(x), packed(x))
+        export_onnx(packed, tmp_path / "net.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {session.get_inputs()[0].name: x[:5].numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), packed(x)[:5], rtol=1e-4, atol=1e-5)
