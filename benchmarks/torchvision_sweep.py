@@ -1,7 +1,7 @@
-"""Convert every float model of torchvision and check that the packed form does what the training form does.
+"""Convert every model of torchvision and check that the packed form does what the training form does.
 
     python benchmarks/torchvision_sweep.py results.jsonl              # goes on where it stopped
-    python benchmarks/torchvision_sweep.py results.jsonl --table docs/torchvision.md
+    python benchmarks/torchvision_sweep.py results.jsonl --table docs/torchvision.md   # families without results stay
     python benchmarks/torchvision_sweep.py results.jsonl --only resnet18,fasterrcnn_resnet50_fpn
 
 Random weights, small inputs, one process per model so that memory is given back. The scheme is ``encoding:w=4,a=4``;
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 FAMILIES = (
+    ("quantisable", ("quantized_",)),  # float models, written so that torch's int8 tools can prepare them
     ("detection", ("rcnn", "retinanet", "fcos", "ssd")),
     ("flow", ("raft",)),
     ("segmentation", ("deeplab", "fcn", "lraspp")),
@@ -62,7 +63,7 @@ def example(name: str) -> tuple[Any, ...]:
     if family == "video":
         side = 224 if "mvit" in name else 112
         return (torch.randn(1, 3, 16, side, side),)
-    fixed = {"inception_v3": 96, "maxvit_t": 224}
+    fixed = {"inception_v3": 96, "quantized_inception_v3": 96, "maxvit_t": 224}
     side = 518 if name == "vit_h_14" else fixed.get(name, 224 if name.startswith("vit") else 64)
     return (torch.randn(2, 3, 224 if name == "vit_h_14" else side, 224 if name == "vit_h_14" else side),)
 
@@ -77,7 +78,7 @@ def build(name: str) -> Any:
         options |= {"min_size": 128, "max_size": 192}  # or a detector enlarges its images to 800 pixels
     if "rcnn" in name:
         options |= {"rpn_post_nms_top_n_test": 64, "box_detections_per_img": 8}  # random weights propose everywhere
-    if name in ("googlenet", "inception_v3"):
+    if name.endswith(("googlenet", "inception_v3")):
         options["init_weights"] = False
     return spread(torchvision.models.get_model(name, **options).eval())
 
@@ -181,7 +182,9 @@ def tensors(torch: Any, value: Any) -> list[Any]:
     return [tensor for item in items for tensor in tensors(torch, item)]
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]], old: str = "") -> str:
+    """Return the page; the sections of families without results are taken from an old one."""
+    known = dict(part.split("\n", 1) for part in old.split("\n## ")[1:])
     lines = [
         "# torchvision, model by model",
         "",
@@ -193,30 +196,19 @@ def table(results: list[dict[str, Any]]) -> str:
         f"`{LARGE}` (marked \\*). Made by `python benchmarks/torchvision_sweep.py`.",
         "",
     ]
-    for family in [*(family for family, _ in FAMILIES), "other"]:
+    for family in [*(family for family, _ in FAMILIES[1:]), "other", FAMILIES[0][0]]:
         rows = [row for row in results if family_of(row["name"]) == family]
-        if not rows:
-            continue
-        lines += [
-            f"## {family}",
-            "",
-            "| model | converted | kept | graphs | layer | output |",
-            "|---|---|---|---|---|---|",
-        ]
-        lines += [line(row) for row in rows]
-        lines += ["", "Kept, and why:", "", *reasons(rows), ""]
-    return "\n".join([*lines, *quantised()]).rstrip() + "\n"
+        if rows:
+            lines += [f"## {family}", *section(rows), ""]
+        elif family in known:
+            lines += [f"## {family}", "", *known[family].strip("\n").split("\n"), ""]
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def quantised() -> list[str]:
-    """Return the section of the models that are not converted because each is the twin of a float model."""
-    import torchvision
-
-    names = [name for name in torchvision.models.list_models() if name.startswith("quantized_")]
-    why = (
-        "Not converted: each is the form of a float model above that torch's own int8 tools prepare; convert that one."
-    )
-    return ["## quantised", "", why, "", ", ".join(names), ""]
+def section(rows: list[dict[str, Any]]) -> list[str]:
+    """Return what stands under the heading of a family."""
+    head = ["", "| model | converted | kept | graphs | layer | output |", "|---|---|---|---|---|---|"]
+    return [*head, *map(line, rows), "", "Kept, and why:", "", *reasons(rows)]
 
 
 def line(row: dict[str, Any]) -> str:
@@ -242,7 +234,7 @@ def reasons(rows: list[dict[str, Any]]) -> list[str]:
 def run(arguments: argparse.Namespace) -> None:
     import torchvision
 
-    names = [name for name in torchvision.models.list_models() if not name.startswith("quantized_")]
+    names = torchvision.models.list_models()
     names = [name for name in names if not arguments.only or name in arguments.only.split(",")]
     done = {row["name"] for row in read(arguments.results)}
     for name in names:
@@ -274,7 +266,9 @@ def main() -> None:
         warnings.simplefilter("ignore")
         print(json.dumps(check(arguments.one)))
     elif arguments.table:
-        Path(arguments.table).write_text(table(read(arguments.results)), encoding="utf-8")
+        page = Path(arguments.table)
+        old = page.read_text(encoding="utf-8") if page.exists() else ""
+        page.write_text(table(read(arguments.results), old), encoding="utf-8")
     else:
         run(arguments)
 
