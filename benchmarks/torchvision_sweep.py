@@ -1,7 +1,7 @@
 """Convert every model of torchvision and check that the packed form does what the training form does.
 
     python benchmarks/torchvision_sweep.py results.jsonl              # goes on where it stopped
-    python benchmarks/torchvision_sweep.py results.jsonl --table docs/torchvision.md   # families that are not complete stay
+    python benchmarks/torchvision_sweep.py results.jsonl --table docs/torchvision.md   # whole families only
     python benchmarks/torchvision_sweep.py results.jsonl --only resnet18,fasterrcnn_resnet50_fpn
 
 Random weights, small inputs, one process per model so that memory is given back. The scheme is ``encoding:w=4,a=4``;
