@@ -19,16 +19,17 @@ from torch import Tensor, nn
 from binarize.artifact import save
 from binarize.cost import example_arguments, tensor_bytes
 from binarize.data import random_images
-from binarize.errors import DataError, ExportError, ModelError
+from binarize.errors import DataError, ExportError, ModelError, SourceError
 from binarize.evaluate import Evaluation, evaluate
 from binarize.layers.binary import binary_layers
 from binarize.passes.pack import pack
-from binarize.peers import OnnxModel, write_fp32, write_int8
+from binarize.peers import OnnxModel, OpenVinoModel, write_fp32, write_int8, write_nncf_int8
 from binarize.record import record_of
 
 __all__ = ["Benchmark", "Row", "benchmark"]
 
 OURS, TORCH, ORT_FP32, ORT_INT8 = "binarize", "torch fp32", "onnxruntime fp32", "onnxruntime int8"
+OPENVINO_FP32, OPENVINO_INT8 = "openvino fp32", "openvino int8"
 PAUSE_S = 0.002
 WARM_UP_CALLS, TIMED_CALLS = 2, 5
 LEAST_ROUNDS = 3
@@ -96,6 +97,7 @@ def benchmark(
     threads: int | None = None,
     rounds: int = 20,
     seconds: float = 30.0,
+    openvino: bool = False,
 ) -> Benchmark:
     """Time a converted network beside its original in torch, ONNX Runtime fp32 and ONNX Runtime int8.
 
@@ -108,6 +110,7 @@ def benchmark(
         threads: for all contenders alike; by default as many as torch uses.
         rounds: turns of each contender, five timed calls each.
         seconds: stop after this time, at least three rounds done.
+        openvino: time it in OpenVINO too, fp32 and int8; needs the packages openvino and nncf.
 
     Raises:
         ModelError: the network does not run on the images, gives values that are not finite, or holds no record; or
@@ -123,7 +126,7 @@ def benchmark(
     torch.set_num_threads(threads)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            field = _Field(packed, against, images, batch, threads, Path(folder))
+            field = _Field(packed, against, images, batch, threads, Path(folder), openvino)
         field.verify()
         times = interleave(field.calls(), rounds, seconds)
         rows = tuple(field.row(name, times[name], data, compare=real) for name in field.models)
@@ -148,8 +151,9 @@ class _Field:
     """The contenders of one run, built and checked before any of them is timed."""
 
     def __init__(
-        self, packed: nn.Module, against: nn.Module | None, images: Tensor, batch: int, threads: int, folder: Path
-    ) -> None:
+        self, packed: nn.Module, against: nn.Module | None, images: Tensor, batch: int, threads: int, folder: Path,
+        openvino: bool,
+    ) -> None:  # fmt: skip
         self.images, self.batch, self.threads = images, batch, threads
         self.arguments = example_arguments(packed, images[:batch])
         self.models: dict[str, nn.Module] = {OURS: packed.eval()}
@@ -159,6 +163,8 @@ class _Field:
             self.models[TORCH], self.bytes[TORCH] = against.eval(), tensor_bytes(against)
             _require_alike(packed, against, self.arguments)
             self._add_onnx(against, folder)
+            if openvino and ORT_FP32 in self.models:
+                self._add_openvino(folder)
 
     def _add_onnx(self, against: nn.Module, folder: Path) -> None:
         if not isinstance(self.arguments[0], Tensor) or len(self.arguments) > 1:
@@ -171,6 +177,16 @@ class _Field:
             write_int8(fp32, self.images[: max(INT8_SAMPLES, self.batch)], int8)
             self._add(ORT_INT8, int8)
         except ExportError as error:
+            self.notes.append(str(error))
+
+    def _add_openvino(self, folder: Path) -> None:
+        fp32, int8 = folder / "fp32.onnx", folder / "openvino.xml"
+        try:
+            self.models[OPENVINO_FP32] = OpenVinoModel(fp32, self.threads, exact=True)
+            self.bytes[OPENVINO_FP32] = fp32.stat().st_size
+            self.bytes[OPENVINO_INT8] = write_nncf_int8(fp32, self.images[: max(INT8_SAMPLES, self.batch)], int8)
+            self.models[OPENVINO_INT8] = OpenVinoModel(int8, self.threads)
+        except (ExportError, SourceError) as error:
             self.notes.append(str(error))
 
     def _add(self, name: str, path: Path) -> None:

@@ -79,7 +79,7 @@ def convert(
         The training form: an ordinary module in evaluation mode, ready for `pack` and `summary`.
 
     Raises:
-        RecipeError: the scheme or a layer's scheme names nothing that can be built, or a pattern matches no layer.
+        RecipeError: a scheme of the recipe names nothing that can be built, or a pattern matches no layer.
         ModelError: a weight is NaN or infinite, the model is converted already, or it does not run on the inputs.
         NothingConvertedError: no layer would have been converted; holds the reason of each.
     """
@@ -194,13 +194,22 @@ def _plan(captured: Captured, recipe: Recipe, default: Scheme, levels: Mapping[s
     _require_matches(recipe, [site.name for site in found])
     for site in found:
         site = dataclasses.replace(site, levels=levels.get(site.name, 1))
-        reason = why_not(site, _rules(site.name, recipe))
+        at_end = _takes_ends(site, recipe)
+        rules = _rules(site.name, recipe)
+        reason = why_not(site, dataclasses.replace(rules, first=False, last=False, smallest=0) if at_end else rules)
         if reason is None:
-            schemes[site.name] = _scheme_of(site, recipe, default)
+            schemes[site.name] = _scheme_of(site, recipe, build_scheme(recipe.ends) if at_end else default)
         spec = None if reason is not None else schemes[site.name].spec
         weights = sum(p.numel() for key, p in site.module.named_parameters(recurse=False) if "bias" not in key)
         layers.append(LayerRecord(site.name, type(site.module).__name__, weights, spec, reason))
     return _Plan(schemes, tuple(layers))
+
+
+def _takes_ends(site: Site, recipe: Recipe) -> bool:
+    """Whether the layer has the scheme of the first and last ones instead of staying in full precision."""
+    if recipe.ends == FULL_PRECISION or any(fnmatch.fnmatchcase(site.name, pattern) for pattern in recipe.convert):
+        return False
+    return (site.first and recipe.keep_first) or (site.last and recipe.keep_last)
 
 
 def _require_matches(recipe: Recipe, names: Sequence[str]) -> None:

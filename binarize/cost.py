@@ -140,7 +140,7 @@ def _run(net: nn.Module, arguments: tuple[Any, ...]) -> None:
     modes = {module: module.training for module in net.modules()}
     try:
         net.eval()(*arguments)
-    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as cause:
+    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as cause:
         shapes = ", ".join(_shape(argument) for argument in arguments)
         said = str(cause).strip().partition("\n")[0] or type(cause).__name__
         raise ModelError(

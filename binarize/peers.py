@@ -1,4 +1,4 @@
-"""The peers that a packed network is timed against: the same float network in ONNX Runtime, as fp32 and as int8."""
+"""The peers of a packed network: the same float network in ONNX Runtime or OpenVINO, as fp32 and as int8."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from binarize.errors import ExportError, SourceError
 
-__all__ = ["OnnxModel", "write_fp32", "write_int8"]
+__all__ = ["OnnxModel", "OpenVinoModel", "write_fp32", "write_int8", "write_nncf_int8"]
 
 OPSET = 18
 
@@ -64,6 +64,42 @@ class OnnxModel(nn.Module):
         return found
 
 
+@final
+class OpenVinoModel(nn.Module):
+    """A network in an ONNX file or an OpenVINO model, run by OpenVINO on the CPU; one input of one size, one output.
+
+    Args:
+        path: the file.
+        threads: that OpenVINO may use; its own default where None.
+        exact: compute in float32 what is not quantised; by default OpenVINO takes bfloat16 where the CPU has it.
+
+    Raises:
+        SourceError: OpenVINO is missing or cannot load the file.
+    """
+
+    def __init__(self, path: Path | str, threads: int | None = None, exact: bool = False) -> None:
+        super().__init__()
+        try:
+            import openvino
+        except ImportError as cause:
+            raise SourceError(f"cannot load {path} in OpenVINO: it is not installed; pip install openvino") from cause
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        options |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+        options |= {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
+        try:
+            self.model = openvino.Core().compile_model(str(path), "CPU", options)
+        except RuntimeError as cause:
+            what = str(cause).strip().partition("\n")[0]
+            raise SourceError(f"cannot load {path} in OpenVINO: {what}; export it again") from cause
+        self.request = self.model.create_infer_request()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(n, c, h, w)`` of the size that the file takes to its first output, ``(n, ...)``."""
+        self.request.infer([x.numpy()], share_inputs=True)
+        found: Tensor = torch.from_numpy(self.request.get_output_tensor(0).data.copy())
+        return found
+
+
 def write_fp32(model: nn.Module, images: Tensor, path: Path) -> None:
     """Export a float network with the batch size of ``images`` ``(n, c, h, w)``, by torch's own exporter.
 
@@ -104,6 +140,35 @@ def write_int8(source: Path, images: Tensor, path: Path) -> None:
     except Exception as cause:
         what = str(cause).strip().partition("\n")[0]
         raise ExportError(f"cannot make the int8 peer: ONNX Runtime says {what}; time without this row") from cause
+
+
+def write_nncf_int8(source: Path, images: Tensor, path: Path) -> int:
+    """Quantise an fp32 ONNX file as OpenVINO's users do, by NNCF with its preset for residual networks.
+
+    Args:
+        source: the fp32 file, of one batch size.
+        images: ``(n, c, h, w)`` to find ranges with.
+        path: the OpenVINO model to write, ``.xml``.
+
+    Returns:
+        Bytes of the model and its weights.
+
+    Raises:
+        ExportError: NNCF is missing or cannot quantise it.
+    """
+    try:
+        import nncf
+        import openvino
+    except ImportError as cause:
+        raise ExportError("cannot quantise for OpenVINO: NNCF is not installed; pip install openvino nncf") from cause
+    batch = OnnxModel(source).batch or len(images)
+    pieces = [piece.numpy() for piece in images.split(batch) if len(piece) == batch]
+    with _quiet():
+        made = nncf.quantize(
+            openvino.Core().read_model(str(source)), nncf.Dataset(pieces), preset=nncf.QuantizationPreset.MIXED
+        )
+        openvino.save_model(made, str(path), compress_to_fp16=False)
+    return path.stat().st_size + path.with_suffix(".bin").stat().st_size
 
 
 @final

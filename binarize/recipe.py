@@ -112,6 +112,7 @@ class Recipe:
         convert: shell patterns of layers that are converted although a default below would keep them.
         keep_first: keep the layers that read the image.
         keep_last: keep the layers that give the predictions.
+        ends: scheme of the first and the last layers that the two lines above keep; ``fp`` for full precision.
         keep_depthwise: keep convolutions with one input channel per output.
         keep_shared: keep layers that maps of several sizes go through in one pass, as a head of a pyramid.
         smallest: layers with fewer weights than this are kept.
@@ -127,6 +128,7 @@ class Recipe:
     convert: tuple[str, ...] = ()
     keep_first: bool = True
     keep_last: bool = True
+    ends: str = FULL_PRECISION
     keep_depthwise: bool = True
     keep_shared: bool = True
     smallest: int = 512

@@ -19,11 +19,12 @@ try:
 except ImportError:  # installed with BINARIZE_NO_KERNELS=1
     native = None
 
-__all__ = ["Compiled", "CompiledLevel", "compiled_levels", "native"]
+__all__ = ["Compiled", "CompiledLevel", "compiled_levels", "geometry", "native"]
 
 
 @functools.lru_cache(maxsize=4096)
-def _geometry(problem: Conv2dProblem) -> Any:
+def geometry(problem: Conv2dProblem) -> Any:
+    """Return the native `Geometry` of a problem."""
     window = [*problem.kernel, *problem.stride, *problem.padding, *problem.dilation]
     per_group = problem.out_channels // problem.groups
     terms = list(problem.weight_terms), list(problem.activation_terms)
@@ -67,7 +68,7 @@ class Compiled:
     def _shared(self, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> tuple[Any, ...]:
         n, h, w = x.shape[:3]
         sizes = (n, h, w, *problem.checked_size(h, w))
-        return (self.index, _geometry(problem), *sizes, x.data_ptr(), weight.data_ptr(), torch.get_num_threads())
+        return (self.index, geometry(problem), *sizes, x.data_ptr(), weight.data_ptr(), torch.get_num_threads())
 
     def conv2d_integer(self, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> Tensor:
         """See `binarize.kernels.reference.conv2d_integer`."""
@@ -185,7 +186,6 @@ class Compiled:
     ) -> Tensor:
         n, c, h, w = x.shape
         if codes:
-            x = x.contiguous(memory_format=torch.channels_last)
             per_group = depth(c // groups) // 4
             strips = 1 if thresholds is None else planes
             out = torch.empty((n, h, w, groups, strips, 4 * per_group), dtype=torch.uint8)

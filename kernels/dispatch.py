@@ -109,7 +109,8 @@ class Level:
         return why
 
 
-_CPU_LEVELS = ("avx512_vpopcntdq", "avx512_vnni", "avx2", "scalar")  # best first, as in native/levels.inc
+# best first, as in native/levels.inc
+_CPU_LEVELS = ("avx512_vpopcntdq_amd", "avx512_vpopcntdq", "avx512_vnni", "avx2", "scalar")
 
 
 def _level(name: str) -> Level:

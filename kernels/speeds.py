@@ -25,7 +25,7 @@ from binarize.kernels.problem import Conv2dProblem
 
 __all__ = ["Speeds", "measure", "speeds"]
 
-_CHANNELS, _SIZE = 128, 14
+_DEEP, _SHALLOW, _OUTPUTS, _SIZE = 256, 64, 128, 14
 _TURNS = 3
 _MOST_KEPT = 16  # entries of the cache: a home may be shared by machines
 
@@ -33,60 +33,85 @@ _MOST_KEPT = 16  # entries of the cache: a home may be shared by machines
 @final
 @dataclasses.dataclass(frozen=True)
 class Speeds:
-    """Products per nanosecond and core; 0.0 where no kernel multiplies that form.
+    """Products, and outputs, per nanosecond and core; 0.0 where no kernel multiplies that form.
 
     Attributes:
         planes: binary products of a digit plane and a weight plane.
         codes: products of a code and a folded weight.
+        plane_outputs: accumulators of planes that are finished and stored; infinite where that is not known.
+        code_outputs: the same of codes.
     """
 
     planes: float
     codes: float
+    plane_outputs: float = float("inf")
+    code_outputs: float = float("inf")
 
     def nanoseconds(self, problem: Conv2dProblem) -> float:
         """Return the time that one output pixel takes in the form of ``problem``; infinite where nothing runs it."""
-        taps = problem.kernel[0] * problem.kernel[1] * problem.out_channels
         if problem.codes:
-            products, rate = problem.products * depth(problem.channels_per_group), self.codes
+            terms, rate, outputs = problem.products * depth(problem.channels_per_group), self.codes, self.code_outputs
         else:
             pairs = sum(problem.weight_terms) * sum(problem.activation_terms)
-            products, rate = pairs * words(problem.channels_per_group) * WORD_BITS, self.planes
-        return products * taps / rate if rate else float("inf")
+            terms = pairs * words(problem.channels_per_group) * WORD_BITS
+            rate, outputs = self.planes, self.plane_outputs
+        if not rate:
+            return float("inf")
+        products = terms * problem.kernel[0] * problem.kernel[1] / rate
+        # Accumulators before the last are not stored: about half the work of one that is.
+        return problem.out_channels * (products + (1 + problem.products) / 2 / outputs)
 
 
-def _problem(codes: bool) -> Conv2dProblem:
-    window = (3, 3), (1, 1), (1, 1), (1, 1)
-    return Conv2dProblem(_CHANNELS, _CHANNELS, *window, 1, (1,), (1,), codes)
+def _problem(codes: bool, channels: int) -> Conv2dProblem:
+    return Conv2dProblem(channels, _OUTPUTS, (3, 3), (1, 1), (1, 1), (1, 1), 1, (1,), (1,), codes)
 
 
 def measure() -> Speeds:
-    """Time one convolution in both forms, in turns, and return the rates of the quickest turns."""
-    products = _SIZE**2 * 9 * _CHANNELS**2
-    quickest = {False: float("inf"), True: float("inf")}
+    """Time a deep and a shallow convolution in both forms, in turns, and return the rates of the quickest turns.
+
+    The two have as many outputs, so that their difference is products alone.
+    """
+    cases = [(codes, channels) for codes in (False, True) for channels in (_DEEP, _SHALLOW)]
+    quickest = dict.fromkeys(cases, float("inf"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for _ in range(_TURNS):
-            for codes in quickest:
-                quickest[codes] = min(quickest[codes], _time(_problem(codes)))
+            for codes, channels in cases:
+                quickest[codes, channels] = min(quickest[codes, channels], _time(_problem(codes, channels)))
     finally:
         torch.set_num_threads(threads)
-    return Speeds(products / quickest[False], products / quickest[True])
+    rates = [_rates(quickest[codes, _DEEP], quickest[codes, _SHALLOW]) for codes in (False, True)]
+    return Speeds(rates[0][0], rates[1][0], rates[0][1], rates[1][1])
+
+
+def _rates(deep: float, shallow: float) -> tuple[float, float]:
+    """Return products and outputs per nanosecond from the times of the two convolutions."""
+    outputs = _SIZE**2 * _OUTPUTS
+    if not deep < float("inf"):
+        return 0.0, float("inf")
+    if shallow >= deep:  # the clock was disturbed: everything is put down to products
+        return outputs * 9 * _DEEP / deep, float("inf")
+    rate = outputs * 9 * (_DEEP - _SHALLOW) / (deep - shallow)
+    left = shallow - outputs * 9 * _SHALLOW / rate
+    return rate, outputs / left if left > 0 else float("inf")
 
 
 def _time(problem: Conv2dProblem) -> float:
-    """Return the nanoseconds of the second of two calls, or infinity where nothing runs the problem."""
+    """Return the nanoseconds of the quicker of two calls, or infinity where nothing runs the problem."""
     try:
         kernels = dispatch.choose(problem)
     except NoKernelError:
         return float("inf")
     x = torch.ones((1, _SIZE, _SIZE, *problem.x_shape), dtype=torch.uint8 if problem.codes else torch.int32)
     weight = torch.zeros(problem.weight_shape, dtype=torch.int8 if problem.codes else torch.int32)
-    start = 0
+    table = torch.ones(1, problem.out_channels)
+    spent = []
     for _ in range(2):
         start = time.perf_counter_ns()
-        kernels.conv2d_integer(problem, x, weight)
-    return float(time.perf_counter_ns() - start)
+        kernels.conv2d(problem, x, weight, table, table, None, None, None, 0.0, 1.0)
+        spent.append(time.perf_counter_ns() - start)
+    return float(min(spent))
 
 
 def speeds() -> Speeds:
@@ -99,7 +124,7 @@ def _speeds(forced: str) -> Speeds:
     path, key = _cache(), _machine(forced)
     known = _read(path)
     with contextlib.suppress(TypeError, KeyError, ValueError):
-        return Speeds(float(known[key]["planes"]), float(known[key]["codes"]))
+        return Speeds(**{field.name: float(known[key][field.name]) for field in dataclasses.fields(Speeds)})
     found = measure()
     with contextlib.suppress(OSError):  # without a cache it is measured again next time
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,8 +150,9 @@ def _cache() -> Path:
 
 
 def _machine(forced: str) -> str:
-    """Return a text that changes with the processor and with the kernels."""
-    parts = [forced, platform.machine(), platform.processor(), *map(str, compiled.compiled_levels())]
+    """Return a text that changes with the processor, with the kernels, and with what is measured."""
+    measured = f"{_DEEP} {_SHALLOW} {_OUTPUTS} {_SIZE}"
+    parts = [measured, forced, platform.machine(), platform.processor(), *map(str, compiled.compiled_levels())]
     with contextlib.suppress(OSError):
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
         parts += [line for line in first.splitlines() if line.startswith(("vendor", "cpu family", "model", "stepping"))]

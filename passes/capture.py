@@ -240,6 +240,7 @@ def _trace(module: nn.Module, path: str, leaves: Sequence[str]) -> fx.GraphModul
         tracer = _Tracer(path, leaves, fix=False)
         graph = tracer.trace(module)
     _settle_switches(graph, tracer.fixed, whole=not path)
+    graph._tracer_cls = fx.Tracer  # what a pickle of the graph is traced with again
     return _tidy(fx.GraphModule(tracer.root, graph, type(module).__name__))
 
 

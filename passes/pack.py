@@ -20,6 +20,7 @@ from binarize.passes.fuse import FuseEpilogue, FuseReader
 from binarize.passes.graph import Call, call_again, call_before, calls, first_input, put, swap
 from binarize.passes.operations import is_inplace
 from binarize.passes.route import route
+from binarize.passes.schedule import schedule
 
 __all__ = ["PackLayers", "graphs_of", "pack", "pack_layer"]
 
@@ -148,4 +149,5 @@ def pack(net: nn.Module) -> nn.Module:
         if tensor.dim() == 4 and tensor.is_floating_point():  # Module.to would also ask a 3-D convolution, and fail
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     route(packed)
+    schedule(packed)
     return packed

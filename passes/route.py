@@ -78,10 +78,10 @@ class ChooseRoutes(Pass):
             layers = [call.module for call in readers]
             before, packing.route = packing.route, self.quickest(layers)
             geometries = tuple(layer.geometry for layer in layers)
-            packing.gpu = GpuRoutes(geometries, self.asked)
+            packing.gpu, packing.channels = GpuRoutes(geometries, self.asked), layers[0].channels
             for layer in layers:
                 layer.activation.route = packing.route
-                layer.activation.gpu = packing.gpu
+                layer.activation.gpu, layer.activation.channels = packing.gpu, layer.channels
             if packing.route != before:
                 changed += [call.name for call in readers]
             if self.asked not in (None, packing.route):
@@ -130,7 +130,7 @@ def route(net: nn.Module) -> None:
     step = ChooseRoutes(speeds(), asked)
     for layer in layers:  # those that no graph calls pack their own input
         layer.activation.route = step.quickest([layer])
-        layer.activation.gpu = GpuRoutes((layer.geometry,), asked)
+        layer.activation.gpu, layer.activation.channels = GpuRoutes((layer.geometry,), asked), layer.channels
     for module in net.modules():
         if isinstance(module, fx.GraphModule):
             step(module)

@@ -55,3 +55,31 @@ def test_a_packed_network_is_not_packed_again():
 
     with pytest.raises(ModelError, match="already packed"):
         pack(packed)
+
+
+def schemes_of(recipe):
+    return [layer.scheme for layer in plan(Residual(), recipe).layers]
+
+
+def test_the_ends_take_their_own_scheme_where_they_would_stay_in_full_precision():
+    kept = schemes_of(Recipe("xnor-net", smallest=0))
+    ended = schemes_of(Recipe("xnor-net", ends="encoding:w=8,a=8", smallest=0))
+
+    assert kept[0] is None
+    assert kept[-1] is None
+    assert ended == ["encoding:w=8,a=8", *kept[1:-1], "encoding:w=8,a=8"]
+
+
+def test_what_names_a_layer_says_more_than_the_ends():
+    first = plan(Residual()).layers[0].name
+    ends = {"scheme": "xnor-net", "ends": "encoding:w=8,a=8", "smallest": 0}
+
+    assert schemes_of(Recipe(**ends, keep=(first,)))[0] is None
+    assert schemes_of(Recipe(**ends, layers={first: "encoding:w=4,a=4"}))[0] == "encoding:w=4,a=4"
+    assert schemes_of(Recipe(**ends, convert=(first,)))[0] == "xnor-net"
+    assert schemes_of(Recipe(**ends, keep_first=False))[0] == "xnor-net"
+
+
+def test_an_unknown_scheme_of_the_ends_is_refused():
+    with pytest.raises(RecipeError, match="encodign"):
+        plan(Residual(), Recipe(ends="encodign:w=8,a=8"))

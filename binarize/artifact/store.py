@@ -15,6 +15,7 @@ from binarize.artifact.networks import Network, network_from_data, network_to_da
 from binarize.errors import ArtifactError, BinarizeError
 from binarize.layers.packed import PackedLayer
 from binarize.passes.route import route
+from binarize.passes.schedule import schedule
 from binarize.record import Record, attach_record, record_of
 from binarize.sources.builders import PREFIX, torchvision_builder
 
@@ -90,6 +91,7 @@ def load(
         ) from error
     attach_record(net, record)
     route(net)
+    schedule(net)
     return net.eval()
 
 

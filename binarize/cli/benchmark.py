@@ -27,12 +27,13 @@ INT8_SAMPLES = 128
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images per call.")
 @click.option("--threads", type=click.IntRange(1), help="For every contender alike; all cores by default.")
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Turns of each contender.")
+@click.option("--openvino", is_flag=True, help="Time OpenVINO too, fp32 and int8; needs openvino and nncf.")
 @data_options(False, "Images to time on; with labels, each contender's accuracy is measured too")
 @model_options
 @json_option
 def benchmark(
     network: str, against: str | None, device: str, batch: int, threads: int | None, rounds: int,
-    data: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: str,
+    openvino: bool, data: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: str,
     arch: str | None, trust: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Time NET beside its original in fp32 and int8."""
@@ -43,7 +44,7 @@ def benchmark(
     original, trained = _original(subject, against, arch, trust)
     found = run(
         subject.net, against=original, images=_stacked(images, batch), data=_labelled(images),
-        batch=batch, threads=threads, rounds=rounds,
+        batch=batch, threads=threads, rounds=rounds, openvino=openvino,
     )  # fmt: skip
     _print(found if trained else _timing_only(found), as_json)
 

@@ -31,6 +31,7 @@ BATCHES = {"classification": 32, "segmentation": 2, "detection": 2}
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="File to write.")
 @click.option("--scheme", metavar="S", help="Such as encoding:w=4,a=4 (the default) or xnor-net.")
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE.toml", help="Scheme per layer, and more.")
+@click.option("--ends", metavar="S", help="Scheme of the first and last layers: fp (the default), encoding:w=8,a=8.")
 @click.option("--keep", metavar="PATTERN", multiple=True, help="Layers that stay in full precision; repeatable.")
 @data_options(False, "Images to calibrate on, labels not needed")
 @click.option("--samples", type=click.IntRange(1), help="Calibrate on so many images, 256 by default.")
@@ -87,6 +88,7 @@ class Wish:
     """What to convert to, and on what data, as the options ask for it."""
 
     scheme: str | None
+    ends: str | None
     recipe: Path | None
     keep: tuple[str, ...]
     data: str | None
@@ -105,7 +107,7 @@ class Wish:
 
         if self.data is not None:
             DataSpec.parse(self.data)
-        recipe = read_recipe(self.recipe, self.scheme)
+        recipe = read_recipe(self.recipe, self.scheme, self.ends)
         return dataclasses.replace(
             recipe,
             keep=(*recipe.keep, *self.keep),

@@ -37,6 +37,7 @@ STOPPED = 130
 @click.option("--teacher", metavar="MODEL", help="The original; for a MODEL it is that model.")
 @click.option("--teacher-arch", metavar="NAME", help="What builds the teacher of a state_dict; --arch by default.")
 @click.option("--scheme", metavar="S", help="For a MODEL: what to convert it to first.")
+@click.option("--ends", metavar="S", help="For a MODEL: scheme of its first and last layers, such as encoding:w=8,a=8.")
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE.toml", help="For a MODEL: the recipe.")
 @click.option(
     "--stage", metavar="STAGE", multiple=True, help="What to train, repeatable, such as activations:epochs=5."
@@ -53,8 +54,8 @@ STOPPED = 130
 @json_option
 def finetune(
     network: str, output: Path, report: Path | None, arch: str | None, trust: tuple[str, ...], trainable: bool,
-    teacher: str | None, teacher_arch: str | None, scheme: str | None, recipe: Path | None, as_json: bool,
-    seed: int, **given: Any,
+    teacher: str | None, teacher_arch: str | None, scheme: str | None, ends: str | None, recipe: Path | None,
+    as_json: bool, seed: int, **given: Any,
 ) -> None:  # fmt: skip
     """Train a converted NET, or convert a MODEL and train it.
 
@@ -68,13 +69,13 @@ def finetune(
     course.require_readable()
     check_outputs(output, report, (network, arch, recipe, teacher, course.data, course.val))
     if is_artifact(network):
-        if scheme is not None or recipe is not None:
-            raise click.UsageError(f"--scheme and --recipe are for a MODEL; {network} is a converted network already")
+        if (scheme, ends, recipe) != (None, None, None):
+            raise click.UsageError(f"--scheme, --ends and --recipe are for a MODEL; {network} is converted already")
         subject = open_net(network, arch, trust, arch_used=teacher is not None and teacher_arch is None)
         net, title = subject.net, subject.title
         master = None if teacher is None else open_subject(teacher, teacher_arch or arch, trust).net
     else:
-        net, title, original = _convert(network, arch, trust, scheme, recipe, course, seed)
+        net, title, original = _convert(network, arch, trust, (scheme, ends), recipe, course, seed)
         master = original if teacher is None else open_subject(teacher, teacher_arch or arch, trust).net
     history = course.run(net, master)
     if history.stopped is not None:
@@ -164,14 +165,14 @@ def _convert(
     model: str,
     arch: str | None,
     trust: tuple[str, ...],
-    scheme: str | None,
+    schemes: tuple[str | None, str | None],
     recipe: Path | None,
     course: Course,
     seed: int,
 ) -> "tuple[nn.Module, str, nn.Module]":
-    """Return the converted model, its title and the original."""
+    """Return the converted model, its title and the original; ``schemes`` are that of all layers and of the ends."""
     wish = Wish(
-        scheme=scheme, recipe=recipe, keep=(), data=course.data, mean=course.mean, std=course.std,
+        scheme=schemes[0], ends=schemes[1], recipe=recipe, keep=(), data=course.data, mean=course.mean, std=course.std,
         channels=course.channels, samples=None, input_shape=course.input_shape, reconstruct=False, trainable=False,
         seed=seed,
     )  # fmt: skip

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 __all__ = ["read_recipe"]
 
 
-def read_recipe(path: Path | None, scheme: str | None) -> "Recipe":
-    """Return the recipe of a file or the default one, with the scheme given beside it; every scheme in it is checked.
+def read_recipe(path: Path | None, scheme: str | None, ends: str | None = None) -> "Recipe":
+    """Return the recipe of a file or the default one, with the schemes given beside it; every scheme in it is checked.
 
     Raises:
         RecipeError: the file cannot be read, or a scheme names nothing that can be built.
@@ -22,7 +22,9 @@ def read_recipe(path: Path | None, scheme: str | None) -> "Recipe":
     recipe = Recipe() if path is None else Recipe.from_toml(path)
     if scheme is not None:
         recipe = dataclasses.replace(recipe, scheme=scheme)
-    for text in (recipe.scheme, *recipe.layers.values()):
+    if ends is not None:
+        recipe = dataclasses.replace(recipe, ends=ends)
+    for text in (recipe.scheme, recipe.ends, *recipe.layers.values()):
         if text != FULL_PRECISION:
             build_scheme(text)
     return recipe

@@ -19,108 +19,9 @@ from binarize.kernels import codes, format, ops
 from binarize.layers.borders import axis_classes, threshold_table
 from binarize.layers.geometry import Geometry
 from binarize.layers.gpu_routes import GpuRoutes
-from binarize.schemes.base import Levels
+from binarize.layers.pack_activation import ROUTES, PackActivation
 
 __all__ = ["ROUTES", "Geometry", "PackActivation", "PackedConv2d", "PackedLayer", "PackedLinear", "stored_bits"]
-
-ROUTES = ("popcount", "int8")
-"""How a packed layer may be executed: planes by popcount, or whole codes by int8 products. Both give the same bits."""
-
-
-@final
-class PackActivation(nn.Module):
-    """Turns floats into digit planes, or into codes: the packed form of a `BinaryActivation`.
-
-    Attributes:
-        terms: digit planes of each term.
-        low: value of code 0.
-        step: value of one unit of each term's code.
-        inverse_step: 1 / step of a uniform code, rounded to float32; 0.0 where thresholds decide.
-        groups: channel groups of the convolution that reads the planes; each starts in a word of its own.
-        rows: False for images ``(n, c, h, w)``, True for rows ``(..., c)``.
-        thresholds: ``(m, 1)`` or ``(m, c)``, or None for a uniform code.
-        route: of the layers that read it: digit planes for "popcount", codes for "int8". Chosen for the CPU at hand.
-        gpu: the same on GPUs, where it is chosen when it first packs there. No file holds either.
-    """
-
-    thresholds: Tensor | None
-    route: str
-
-    def __init__(self, terms: tuple[int, ...], levels: Levels, *, groups: int = 1, rows: bool = False) -> None:
-        super().__init__()
-        self.terms, self.groups, self.rows = terms, groups, rows
-        self.route = "popcount"
-        self.gpu = GpuRoutes(())
-        self.low = float(levels.low.detach())
-        self.step = tuple(float(step) for step in levels.step.detach())
-        uniform = levels.threshold is None
-        self.inverse_step = float(1.0 / levels.step.detach()[0].float()) if uniform else 0.0
-        kept = None if levels.threshold is None else levels.threshold.detach().float().clone()
-        self.register_buffer("thresholds", kept)
-
-    @property
-    def main(self) -> int:
-        """The term of the largest step: scales divided by it give the units of the weight."""
-        return max(range(len(self.step)), key=lambda term: abs(self.step[term]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(n, c, h, w)`` or ``(..., c)`` to int32 ``(n, h, w, groups, m, words)`` or ``(..., 1, m, words)``.
-
-        For the route int8, to uint8 with ``t, depth`` in place of ``m, words``. A signal ``(n, c, w)`` is packed as one
-        of height 1, a clip ``(n, c, t, h, w)`` to ``(n, t, h, w, ...)``.
-        """
-        if not self.rows and x.dim() == 4:
-            return self._pack(x)
-        if not self.rows:
-            packed = self._pack(x.reshape(*x.shape[:2], -1, x.shape[-1]))
-            return packed if x.dim() == 3 else packed.unflatten(1, tuple(x.shape[2:-1]))
-        flat = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
-        planes = self._pack(flat)
-        return planes.reshape(*x.shape[:-1], 1, *planes.shape[-2:])
-
-    def _pack(self, x: Tensor) -> Tensor:
-        whole = self.gpu.route(x.device, self.route) == "int8"
-        if self.thresholds is None:
-            uniform = ops.encode_uniform if whole else ops.pack_uniform
-            packed: Tensor = uniform(x, self.low, self.inverse_step, self.terms[0], self.groups)
-        else:
-            packed = (ops.encode_thresholds if whole else ops.pack_thresholds)(x, self.thresholds, self.groups)
-        return packed
-
-    def codes(self, x: Tensor, axis: int = 1) -> Tensor:
-        """Return the codes ``(t, *x.shape)`` as floats, by plain torch; ``axis`` is that of the channels."""
-        if self.thresholds is None:
-            low, inverse = x.new_tensor(self.low), x.new_tensor(self.inverse_step)
-            code = ((x - low) * inverse + 0.5).floor().clamp(0, 2 ** self.terms[0] - 1)
-            return code.unsqueeze(0)
-        shape = [1] * x.dim()
-        shape[axis] = self.thresholds.shape[1]
-        return torch.stack([(~(x < threshold.reshape(shape))).to(x.dtype) for threshold in self.thresholds])
-
-    def config(self) -> dict[str, Any]:
-        """Return what `from_config` needs beside the buffers."""
-        return {
-            "terms": self.terms, "low": self.low, "step": self.step, "inverse_step": self.inverse_step,
-            "groups": self.groups, "rows": self.rows,
-            "thresholds": None if self.thresholds is None else list(self.thresholds.shape),
-        }  # fmt: skip
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "PackActivation":
-        """Build with buffers still to be filled."""
-        shape = config["thresholds"]
-        levels = Levels(
-            torch.tensor(config["low"], device="cpu"),  # also where the buffers are made on the meta device
-            torch.tensor(config["step"], device="cpu"),
-            None if shape is None else torch.zeros(shape),
-        )
-        made = cls(tuple(config["terms"]), levels, groups=config["groups"], rows=config["rows"])
-        made.inverse_step = config["inverse_step"]
-        return made
-
-    def extra_repr(self) -> str:
-        """Name the planes and the levels."""
-        return f"terms={self.terms}, low={self.low:.4g}, step={self.step}"
 
 
 def stored_bits(odd: Tensor, terms: Sequence[int]) -> Tensor:
@@ -176,6 +77,11 @@ class PackedLayer(nn.Module, abc.ABC):
         """Products summed in one output: k."""
         return math.prod(self.weight_shape[1:])
 
+    @property
+    def channels(self) -> int:
+        """Channels of its input."""
+        return self.geometry.channels
+
     @final
     def _forget(self) -> None:
         self._prepared: dict[str, Tensor] = {}
@@ -186,6 +92,11 @@ class PackedLayer(nn.Module, abc.ABC):
         self._forget()
         super()._apply(fn, recurse)
         return self
+
+    @final
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._forget()
+        super()._load_from_state_dict(*args, **kwargs)
 
     @final
     def set_weight(self, odd: Tensor, scale: Tensor, bias: Tensor) -> None:
@@ -321,7 +232,10 @@ class PackedConv2d(PackedLayer):
         table, row, column = self.tables(height, width)
         route = None if self.reader is None else self.reader.gpu.route(x.device, self.reader.route)
         if route == "popcount" and self.answers_in_thresholds():
-            return self._threshold(x, table, row, column)
+            planes: Tensor = ops.conv2d_threshold(
+                x, self.prepared(x), *self.thresholds(height, width), row, column, *geometry.arguments()
+            )
+            return planes
         shape = (x.shape[0], geometry.out_channels, *geometry.output_size(height, width))
         fused = residual is None or (residual.shape == shape and not any(self.crop))
         limits = (self.minimum, self.maximum) if fused else (-float("inf"), float("inf"))
@@ -355,22 +269,17 @@ class PackedConv2d(PackedLayer):
         ph, pw = self.mode_padding
         return nn.functional.pad(x, (pw, pw, ph, ph), mode=self.padding_mode)
 
-    def _threshold(self, x: Tensor, table: Tensor, row: Tensor | None, column: Tensor | None) -> Tensor:
-        key = (-x.shape[1], -x.shape[2])  # beside the border tables, which have positive keys
+    def thresholds(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return the threshold per border class ``(classes, o)`` and the flip ``(o,)`` by which the layer answers."""
+        key = (-height, -width)  # beside the border tables, which have positive keys
         if key not in self._tables:
             assert self.reader is not None
-            most = (
-                self.geometry.depth
-                * (2 ** self.geometry.weight_terms[0] - 1)
-                * (2 ** self.geometry.activation_terms[0] - 1)
-            )
-            self._tables[key] = threshold_table(self._digit, table, self.scale[0], most)
+            terms = self.geometry.weight_terms[0], self.geometry.activation_terms[0]
+            most = self.geometry.depth * (2 ** terms[0] - 1) * (2 ** terms[1] - 1)
+            self._tables[key] = threshold_table(self._digit, self.tables(height, width)[0], self.scale[0], most)
         thresholds, flip, _ = self._tables[key]
         assert flip is not None
-        planes: Tensor = ops.conv2d_threshold(
-            x, self.prepared(x), thresholds, flip, row, column, *self.geometry.arguments()
-        )
-        return planes
+        return thresholds, flip
 
     def _digit(self, y: Tensor) -> Tensor:
         assert self.reader is not None

@@ -47,6 +47,11 @@ class PackedConvNd(PackedLayer):
         self.space = space
         self.padding_mode, self.mode_padding = "zeros", list[int]()
 
+    @property
+    def channels(self) -> int:
+        """Channels of its input; `geometry` has those of several frames."""
+        return self.space.channels
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map planes or floats ``(n, c, *sizes)``, and what to add, to ``(n, o, *sizes')``."""
         if x.is_floating_point():

@@ -6,6 +6,7 @@
 #include <new>
 #include <vector>
 
+#include "binding.h"
 #include "dispatch.h"
 #include "threads.h"
 
@@ -174,4 +175,5 @@ NB_MODULE(_native, module) {
   module.def("conv2d_codes", conv2d_codes);
   module.def("conv2d_threshold", conv2d_threshold);
   module.def("pack", pack);
+  bind_schedule(module);
 }

@@ -49,7 +49,7 @@ struct Conv2d {
 };
 
 // With `thresholds` set, digit j is not (x < thresholds[j]); else the digits are those of the uniform code.
-// Exactly one of `out` and `codes` is set. Codes need channels_last; thresholds make one code of each digit.
+// Exactly one of `out` and `codes` is set. Thresholds make one code of each digit.
 struct Pack {
   const float* x;               // (n, pixels, channels) if channels_last, else (n, channels, pixels)
   uint32_t* out;                // (n, pixels, groups, planes, words)

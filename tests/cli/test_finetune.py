@@ -115,7 +115,7 @@ def test_options_for_a_model_are_refused_beside_a_network(desk, trainable, tmp_p
     result = run("finetune", trainable, "--data", desk.data, "--scheme", "xnor-net", "-o", tmp_path / "out")
 
     assert result.exit_code == 2
-    assert "--scheme and --recipe are for a MODEL" in result.stderr
+    assert "--scheme, --ends and --recipe are for a MODEL" in result.stderr
 
 
 def test_training_without_images_is_refused(desk, tmp_path):

@@ -1,4 +1,5 @@
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -94,6 +95,17 @@ def test_inspect_of_a_network_has_its_fixed_keys(desk):
     assert found["layers"][0]["reason"].startswith("first layer")
 
 
+def test_inspect_times_every_packed_layer(desk):
+    found = run_json("inspect", desk.net, "--times")
+
+    converted = {layer["name"] for layer in found["layers"] if layer["scheme"] is not None}
+    assert {row["name"] for row in found["times"]} == converted
+    for row in found["times"]:
+        assert set(row) == {"name", "route", "predicted_us", "measured_us"}
+        assert row["measured_us"] > 0
+    assert "left to torch" in run("inspect", desk.net, "--times").stdout
+
+
 def test_inspect_of_a_model_says_what_convert_would_do(desk):
     words = ("--arch", desk.factory, "--scheme", "xnor-net", "--input-shape", "3,8,8")
     would = run_json("inspect", desk.checkpoint, *words)
@@ -118,6 +130,19 @@ def test_an_exported_file_can_be_evaluated(desk, tmp_path):
     found = run_json("evaluate", out, "--data", desk.data, "--teacher", desk.net)
 
     assert found["agreement"] >= 0.95  # a last-bit difference before a rounding may flip a decision of a random net
+
+
+def test_openvino_joins_the_benchmark_when_it_is_asked_for(desk):
+    found = run_json(
+        "benchmark", desk.net, "--against", desk.checkpoint, "--arch", desk.factory, "--threads", 1, "--rounds", 1,
+        "--openvino",
+    )  # fmt: skip
+
+    names = [row["name"] for row in found["rows"]]
+    assert names[:5] == ["binarize", "torch fp32", "onnxruntime fp32", "onnxruntime int8", "openvino fp32"]
+    quantised = find_spec("nncf") is not None
+    assert ("openvino int8" in names) == quantised
+    assert any("NNCF is not installed" in note for note in found["notes"]) == (not quantised)
 
 
 def test_benchmark_has_its_fixed_keys_and_all_four_contenders(desk):

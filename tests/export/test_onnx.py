@@ -137,6 +137,15 @@ def test_nodes_are_named_after_modules_and_the_batch_is_open(exported):
     assert {value.type.tensor_type.elem_type for value in model.graph.value_info} <= floats  # no promise on planes
 
 
+@pytest.fixture
+def _warns_always():
+    """Torch gives some warnings once in a process, and another test may have had this one."""
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+
+
+@pytest.mark.usefixtures("_warns_always")
 def test_every_form_of_layer_and_output_survives(tmp_path):
     x, shift = torch.randn(4, 3, 9, 10), torch.randn(4, 8, 9, 10)
     with pytest.warns(UserWarning, match="even kernel lengths"):  # torch, of the model's own padding="same"

@@ -33,12 +33,22 @@ CountTile<Level> counter_of(int pixels) {
 
 // One block of channels over all pixels of a chunk.
 struct Block {
-  int64_t group, index;
+  int64_t group, index, channel;  // channel: its first, over all groups
+  int lanes;
+  uint32_t flip;
 };
 
+inline Block block_of(const Plan& plan, int64_t unit) {
+  const Geometry& g = *plan.call->geometry;
+  const int64_t group = unit / plan.blocks, index = unit % plan.blocks, first = index * kLanes;
+  const int64_t channel = group * g.out_channels + first;
+  const int lanes = static_cast<int>(smaller(kLanes, g.out_channels - first));
+  return {group, index, channel, lanes, flips_of(*plan.call, channel, lanes)};
+}
+
 template <class Level, class Epilogue>
-void run_tile(const Plan& plan, const Chunk& chunk, const Workspace& space, Block block, int64_t first, int pixels,
-              const Epilogue& epilogue) {
+void run_tile(const Plan& plan, const Chunk& chunk, const Workspace& space, const Block& block, int64_t first,
+              int pixels, const Epilogue& epilogue) {
   const Geometry& g = *plan.call->geometry;
   alignas(64) uint32_t counts[kMostPixels][kLanes];
   alignas(64) float partial[kMostPixels][kLanes];
@@ -46,17 +56,9 @@ void run_tile(const Plan& plan, const Chunk& chunk, const Workspace& space, Bloc
   for (int pixel = 0; pixel < pixels; ++pixel)
     places[pixel] = chunk.view + space.offsets[first + pixel] + block.group * plan.group;
   const uint32_t* weight = plan.call->weight + block.group * plan.group_words + block.index * plan.block_words;
-  const int64_t first_lane = block.index * kLanes;
-  Counted tile{counts,
-               pixels,
-               first,
-               (chunk.image * plan.rows + chunk.first) * plan.columns + first,
-               nullptr,
-               space.classes,
-               0,
-               0,
-               block.group * g.out_channels + first_lane,
-               static_cast<int>(smaller(kLanes, g.out_channels - first_lane))};
+  Counted tile{counts,        pixels,        first,     (chunk.image * plan.rows + chunk.first) * plan.columns + first,
+               nullptr,       space.classes, 0,         0,
+               block.channel, block.lanes,   block.flip};
   const CountTile<Level> count = counter_of<Level>(pixels);
   for (; tile.product < plan.product_count; ++tile.product) {
     const Product& product = plan.products[tile.product];
@@ -78,7 +80,7 @@ void run_chunk(const Plan& plan, Chunk& chunk, const Workspace& space, int64_t f
   const Epilogue epilogue{*plan.call, plan.product_count};
   const int64_t pixels = chunk.pixels(), tiles = ceil_div(pixels, Level::kTile);
   for (int64_t unit = first_unit; unit < last_unit; ++unit) {
-    const Block block{unit / plan.blocks, unit % plan.blocks};
+    const Block block = block_of(plan, unit);
     // Tiles of nearly one size: 8 pixels are 4 + 4, for the inner kernel hides latency by the size of its tile.
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = tile * pixels / tiles, last = (tile + 1) * pixels / tiles;

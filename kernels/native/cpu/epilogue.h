@@ -24,6 +24,7 @@ struct Counted {
   uint32_t odd_sum;
   int64_t channel;  // first of the block, over all groups
   int lanes;        // channels of the block that exist
+  uint32_t flip;    // of digits: the lanes whose comparison is turned round
 };
 
 inline uint32_t base_of(const Counted& tile, int pixel) {
@@ -32,6 +33,13 @@ inline uint32_t base_of(const Counted& tile, int pixel) {
 
 inline int64_t all_channels(const Conv2d& call) {
   return static_cast<int64_t>(call.geometry->groups) * call.geometry->out_channels;
+}
+
+inline uint32_t flips_of(const Conv2d& call, int64_t channel, int lanes) {
+  uint32_t bits = 0;
+  for (int lane = 0; call.digits != nullptr && lane < lanes; ++lane)
+    bits |= static_cast<uint32_t>(call.flip[channel + lane] != 0) << lane;
+  return bits;
 }
 
 template <class Level>
@@ -125,16 +133,9 @@ struct StoreDigits {
     if (shift != 0 && (bits >> (32 - shift)) != 0) to[1] |= bits >> (32 - shift);
   }
 
-  uint32_t flips(const Counted& tile) const {
-    uint32_t bits = 0;
-    for (int lane = 0; lane < tile.lanes; ++lane)
-      bits |= static_cast<uint32_t>(call.flip[tile.channel + lane] != 0) << lane;
-    return bits;
-  }
-
   void operator()(const Counted& tile, float (*)[kLanes]) const {
     const int64_t channels = all_channels(call), words = ceil_div(channels, 64) * 2;
-    const uint32_t exist = tile.lanes == kLanes ? ~0u : (1u << tile.lanes) - 1u, flip = flips(tile);
+    const uint32_t exist = tile.lanes == kLanes ? ~0u : (1u << tile.lanes) - 1u;
     int32_t dots[kLanes], thresholds[kLanes] = {};
     for (int pixel = 0; pixel < tile.pixels; ++pixel) {
       const int32_t* row = call.thresholds + tile.classes[tile.first_pixel + pixel] * channels + tile.channel;
@@ -142,7 +143,7 @@ struct StoreDigits {
         row = static_cast<int32_t*>(memcpy(thresholds, row, static_cast<size_t>(tile.lanes) * 4));
       const uint32_t base = base_of(tile, pixel);
       for (int lane = 0; lane < kLanes; ++lane) dots[lane] = static_cast<int32_t>(base - 2u * tile.counts[pixel][lane]);
-      put((Level::at_least(dots, row) ^ flip) & exist, tile.first_output + pixel, tile.channel, words);
+      put((Level::at_least(dots, row) ^ tile.flip) & exist, tile.first_output + pixel, tile.channel, words);
     }
   }
 };

@@ -110,6 +110,25 @@ void pack_rows(const void* context, int part, int parts) {
   }
 }
 
+// One plane, and full words: nothing is filled up but the last word of an odd number.
+template <class Level, class Digits>
+void pack_plain_rows(const void* context, int part, int parts) {
+  const Digits& digits = *static_cast<const Digits*>(context);
+  const Pack& call = digits.call;
+  const int full = static_cast<int>(call.channels / call.groups / kLanes);
+  const int64_t pixels = call.n * call.pixels, first = pixels * part / parts, last = pixels * (part + 1) / parts;
+  const float* x = call.x + first * call.channels;
+  uint32_t* to = call.out + first * call.groups * call.words;
+  for (int64_t pixel = first; pixel < last; ++pixel)
+    for (int group = 0; group < call.groups; ++group, to += call.words) {
+      for (int word = 0; word < full; ++word, x += kLanes) {
+        to[word] = 0;
+        digits.row(x, (static_cast<int64_t>(group) * full + word) * kLanes, kLanes, to + word);
+      }
+      if (full < call.words) to[full] = 0;
+    }
+}
+
 // Pixels of a channel are neighbours: each channel adds its bit to the words of 16 pixels.
 template <class Level, class Digits>
 void pack_column(const Digits& digits, int64_t image, int64_t first, int count) {
@@ -153,7 +172,9 @@ inline int pack_parts(const Pack& call) {
 template <class Level, class Digits>
 void pack_with(const Pack& call) {
   const Digits digits(call);
-  run_parts(pack_parts(call), call.channels_last ? pack_rows<Level, Digits> : pack_columns<Level, Digits>, &digits);
+  const bool plain = call.planes == 1 && call.channels / call.groups % kLanes == 0;
+  const Work rows = plain ? pack_plain_rows<Level, Digits> : pack_rows<Level, Digits>;
+  run_parts(pack_parts(call), call.channels_last ? rows : pack_columns<Level, Digits>, &digits);
 }
 
 inline void code_uniform(const Pack& call, const float* x, int64_t count, uint8_t* to) {
@@ -201,11 +222,57 @@ inline void code_pixels(const void* context, int part, int parts) {
                  call.codes + (pixel * call.groups + group) * group_bytes);
 }
 
+// Pixels of a channel are neighbours: each channel adds its byte to the words of 64 pixels.
+inline void code_column(const Pack& call, int strip, const float* x, int64_t channel, int shift, uint32_t* words) {
+  if (call.thresholds == nullptr) {
+    const float low = call.low, inverse_step = call.inverse_step, top = static_cast<float>((1 << call.planes) - 1);
+    for (int pixel = 0; pixel < kColumn; ++pixel)
+      words[pixel] |= static_cast<uint32_t>(static_cast<int32_t>(clamped_code(x[pixel], low, inverse_step, top)))
+                      << shift;
+    return;
+  }
+  const float level = call.thresholds[call.thresholds_shared ? strip : strip * call.channels + channel];
+  for (int pixel = 0; pixel < kColumn; ++pixel) words[pixel] |= static_cast<uint32_t>(!(x[pixel] < level)) << shift;
+}
+
+// Four channels of one strip, of up to 64 pixels: a word each, `stride` apart.
+inline void code_word(const Pack& call, int strip, const float* x, int64_t channel, int lanes, int count, uint32_t* to,
+                      int64_t stride) {
+  uint32_t words[kColumn] = {};
+  for (int lane = 0; lane < lanes; ++lane, x += call.pixels) {
+    float held[kColumn];
+    const float* values = count < kColumn ? filled_up(x, count, kColumn, held) : x;
+    code_column(call, strip, values, channel + lane, 8 * lane, words);
+  }
+  for (int pixel = 0; pixel < count; ++pixel) to[pixel * stride] = words[pixel];
+}
+
+inline void code_columns(const void* context, int part, int parts) {
+  const Pack& call = *static_cast<const Pack*>(context);
+  const int64_t per_group = call.channels / call.groups, columns = (call.pixels + kColumn - 1) / kColumn;
+  const int strips = call.thresholds == nullptr ? 1 : call.planes;
+  const int64_t strip_words = static_cast<int64_t>(strips) * call.words, stride = call.groups * strip_words;
+  const int64_t all = call.n * columns;
+  for (int64_t column = all * part / parts; column < all * (part + 1) / parts; ++column) {
+    const int64_t image = column / columns, first = column % columns * kColumn, left = call.pixels - first;
+    const int count = static_cast<int>(left < kColumn ? left : kColumn);
+    uint32_t* to = reinterpret_cast<uint32_t*>(call.codes) + (image * call.pixels + first) * stride;
+    for (int64_t word = 0; word < call.groups * strip_words; ++word) {
+      const int64_t group = word / strip_words, lane = word % call.words * 4, rest = per_group - lane;
+      const int64_t channel = group * per_group + lane;
+      const int lanes = static_cast<int>(rest < 0 ? 0 : rest < 4 ? rest : 4);
+      code_word(call, static_cast<int>(word % strip_words / call.words),
+                call.x + (image * call.channels + channel) * call.pixels + first, channel, lanes, count, to + word,
+                stride);
+    }
+  }
+}
+
 template <class Level>
 Status pack(const Pack& call) {
   if (call.n * call.pixels == 0) return Status::ok;
   if (call.codes != nullptr)
-    run_parts(pack_parts(call), code_pixels, &call);
+    run_parts(pack_parts(call), call.channels_last ? code_pixels : code_columns, &call);
   else if (call.thresholds != nullptr)
     pack_with<Level, ThresholdDigits<Level>>(call);
   else

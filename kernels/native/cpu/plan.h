@@ -184,6 +184,7 @@ inline void share_out(Plan& plan, double words_per_microsecond) {
 struct Workspace {
   uint32_t* copy;
   int32_t* popcounts;  // (activation terms, groups, view rows, view_w)
+  int32_t* row_sums;   // (view rows, columns), of one map at a time
   int32_t* windows;    // (activation terms, groups, pixels)
   int32_t* offsets;    // (pixels,) words from the view's start to a pixel's first tap
   int32_t* classes;    // (pixels,) rows of bias or thresholds
@@ -203,6 +204,7 @@ inline Workspace lay_out(const Plan& plan, char* start) {
   Workspace space;
   space.copy = reinterpret_cast<uint32_t*>(take(plan.copies ? rows * plan.row : 0));
   space.popcounts = reinterpret_cast<int32_t*>(take(maps * rows * plan.view_w));
+  space.row_sums = reinterpret_cast<int32_t*>(take(rows * plan.columns));
   space.windows = reinterpret_cast<int32_t*>(take(maps * pixels));
   space.offsets = reinterpret_cast<int32_t*>(take(pixels));
   space.classes = reinterpret_cast<int32_t*>(take(pixels));

@@ -50,6 +50,7 @@ def test_a_packed_network_gives_the_bits_of_the_cpu(scheme, route, monkeypatch):
     emulator = Emulator()
     kernels = CudaKernels(emulator)
     monkeypatch.setattr(ops, "kernels_for", lambda x, problem=None: kernels)
+    monkeypatch.setenv("BINARIZE_SCHEDULE", "off")  # on the CPU it would run without the ops
 
     assert torch.equal(fast(IMAGES), wanted)
 

@@ -1,0 +1,118 @@
+// Pooling around a level's vectors, and what the compiler vectorises by itself: sums and transpositions.
+#pragma once
+
+#include "../dense.h"
+#include "../threads.h"
+#include "dense_base.h"
+
+namespace binarize {
+namespace {
+
+constexpr float kLowest = -__builtin_inff(), kZero = 0.0f;
+
+// The taps of one window that are inside the image.
+struct Window {
+  int64_t first_row, last_row, first_column, last_column;  // kernel rows and columns
+  int64_t count() const { return (last_row - first_row) * (last_column - first_column); }
+};
+
+// The first and last + 1 of `kernel` taps at start + tap * dilation that lie in [0, size).
+inline void inside(int64_t start, int64_t kernel, int64_t dilation, int64_t size, int64_t& first, int64_t& last) {
+  first = start < 0 ? rounded_up(-start, dilation) : 0;
+  last = least(kernel, start < size ? rounded_up(size - start, dilation) : 0);
+  if (first > last) first = last;
+}
+
+// One register of channels, or one channel.
+template <class L, bool kLargest>
+typename L::Vector pooled(const Pool& p, const Window& window, const float* from) {
+  typename L::Vector found = L::broadcast(kLargest ? &kLowest : &kZero);
+  for (int64_t ky = window.first_row; ky < window.last_row; ++ky)
+    for (int64_t kx = window.first_column; kx < window.last_column; ++kx) {
+      const auto x = L::load(from + (ky * p.dilation_h * p.w + kx * p.dilation_w) * p.channels);
+      found = kLargest ? L::largest(found, x) : L::add(found, x);
+    }
+  return found;
+}
+
+template <bool kLargest>
+float pooled_one(const Pool& p, const Window& window, const float* from) {
+  float found = kLargest ? kLowest : kZero;
+  for (int64_t ky = window.first_row; ky < window.last_row; ++ky)
+    for (int64_t kx = window.first_column; kx < window.last_column; ++kx) {
+      const float x = from[(ky * p.dilation_h * p.w + kx * p.dilation_w) * p.channels];
+      if (kLargest)
+        found = x > found || x != x ? x : found;
+      else
+        found = found + x;
+    }
+  return found;
+}
+
+template <class L, bool kLargest>
+void pool_pixel(const Pool& p, const Window& window, const float* corner, float* to) {
+  const float divisor = static_cast<float>(p.divisor != 0 ? p.divisor : window.count());
+  int64_t i = 0;
+  for (; i + L::kWidth <= p.channels; i += L::kWidth) {
+    const auto found = pooled<L, kLargest>(p, window, corner + i);
+    L::store(to + i, kLargest ? found : L::divide(found, divisor));
+  }
+  for (; i < p.channels; ++i) {
+    const float found = pooled_one<kLargest>(p, window, corner + i);
+    to[i] = kLargest ? found : found / divisor;
+  }
+}
+
+template <class L>
+void pool_part(const void* context, int part, int parts) {
+  const Pool& p = *static_cast<const Pool*>(context);
+  const int64_t rows = p.n * p.out_h;
+  for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row) {
+    const float* image = p.x + row / p.out_h * p.h * p.w * p.channels;
+    const int64_t top = row % p.out_h * p.stride_h - p.padding_h;
+    Window window;
+    inside(top, p.kernel_h, p.dilation_h, p.h, window.first_row, window.last_row);
+    for (int64_t column = 0; column < p.out_w; ++column) {
+      const int64_t left = column * p.stride_w - p.padding_w;
+      inside(left, p.kernel_w, p.dilation_w, p.w, window.first_column, window.last_column);
+      const float* corner = image + (top * p.w + left) * p.channels;
+      float* to = p.out + (row * p.out_w + column) * p.channels;
+      p.largest ? pool_pixel<L, true>(p, window, corner, to) : pool_pixel<L, false>(p, window, corner, to);
+    }
+  }
+}
+
+template <class L>
+Status dense_pool(const Pool& call) {
+  const double work = static_cast<double>(call.n) * call.out_h * call.out_w * call.channels * call.kernel_h;
+  run_parts(parts_of(work * call.kernel_w, 200e3, call.threads), pool_part<L>, &call);
+  return Status::ok;
+}
+
+inline void dense_sum(const Sum& s) {
+  const float low = s.minimum, high = s.maximum;
+  const float *a = s.a, *b = s.b;
+  float* out = s.out;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < s.count; ++i) {
+    float y = b == nullptr ? a[i] : a[i] + b[i];
+    y = low > y ? low : y;
+    out[i] = high < y ? high : y;
+  }
+}
+
+inline void dense_transpose(const Transpose& t) {
+  constexpr int64_t kSquare = 16;
+  for (int64_t image = 0; image < t.n; ++image) {
+    const float* from = t.x + image * t.rows * t.columns;
+    float* to = t.out + image * t.rows * t.columns;
+    for (int64_t row = 0; row < t.rows; row += kSquare)
+      for (int64_t column = 0; column < t.columns; column += kSquare)
+        for (int64_t r = row; r < least(row + kSquare, t.rows); ++r)
+          for (int64_t k = column; k < least(column + kSquare, t.columns); ++k)
+            to[k * t.rows + r] = from[r * t.columns + k];
+  }
+}
+
+}  // namespace
+}  // namespace binarize

@@ -1,0 +1,237 @@
+"""Schedules: the kernel calls of a stretch of a network, planned once for given sizes and run as one native call.
+
+A `Draft` collects calls and the tensors between them; `Draft.finish` gives every tensor its place, in one arena that
+the calls reuse, and builds the native schedule. Nothing is allocated from call to call but the outputs, which the
+caller keeps. The kernels are those behind ``torch.ops.binarize.*``: a packed layer gives the same bits here and there.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from binarize.errors import ModelError
+from binarize.kernels.compiled import native
+
+__all__ = ["Draft", "Program", "Value", "dense_level", "why_not_compiled"]
+
+_ALIGNMENT = 64  # bytes
+_FIXED, _ARENA, _INPUT, _OUTPUT = 1, 2, 3, 4  # Place::Kind of native/schedule.h
+_NOWHERE = (0, 0)
+_BYTES = {torch.float32: 4, torch.int32: 4, torch.uint8: 1}
+
+Place = tuple[int, int]
+_Emit = Callable[[Any, Callable[["Value | None"], Place]], None]
+
+
+def why_not_compiled() -> str | None:
+    """Return why no schedule can be built here, or None."""
+    if native is None:
+        return "not compiled (installed with BINARIZE_NO_KERNELS=1)"
+    if os.environ.get("BINARIZE_KERNEL") == "reference":
+        return "BINARIZE_KERNEL=reference"
+    return None
+
+
+def dense_level() -> int:
+    """Return the number of the best level of float kernels, or of the one that ``BINARIZE_KERNEL`` comes with."""
+    return _dense_level(os.environ.get("BINARIZE_KERNEL") or "")
+
+
+@functools.lru_cache(maxsize=16)
+def _dense_level(forced: str) -> int:
+    rows: list[tuple[str, bool]] = native.dense_levels()
+    here = [index for index, (name, runs) in enumerate(rows) if runs and (not forced or forced.startswith(name))]
+    return here[0] if here else len(rows) - 1  # scalar
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """One tensor of a draft.
+
+    Attributes:
+        number: Which memory; two values of one number are two views of it.
+        shape: As torch sees it.
+        dtype: float32, or of planes int32, or of codes uint8.
+        channels_last: Whether the memory of an image ``(n, c, h, w)`` is in the order (n, h, w, c).
+    """
+
+    number: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Size of its memory."""
+        return math.prod(self.shape) * _BYTES[self.dtype]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    name: str
+    emit: _Emit
+    reads: tuple[int, ...]
+    writes: Value
+
+
+@final
+class Draft:
+    """The calls of a schedule in order, before its tensors have places."""
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+        self._count = 0
+        self._kept: list[object] = []
+        self.name = ""  # of what is being added: the place in the network
+
+    def value(self, shape: Sequence[int], dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Value:
+        """Return a new tensor."""
+        self._count += 1
+        return Value(self._count - 1, tuple(shape), dtype, channels_last)
+
+    def keep(self, tensor: Tensor | None) -> int:
+        """Return the address of a contiguous weight or table, which then lives as long as the schedule; 0 for None."""
+        if tensor is None:
+            return 0
+        self._kept.append(tensor)
+        return int(tensor.data_ptr())
+
+    def call(self, emit: _Emit, reads: Sequence[Value | None], writes: Value) -> Value:
+        """Add one kernel call; ``emit`` adds it to the native schedule once every value has a place."""
+        numbers = tuple(value.number for value in reads if value is not None)
+        self._calls.append(_Call(self.name, emit, numbers, writes))
+        return writes
+
+    def transposed(self, x: Value) -> Value:
+        """Return an image in the other order of memory."""
+        n, c, h, w = x.shape
+        sizes = (n, h * w, c) if x.channels_last else (n, c, h * w)
+        out = self.value(x.shape, x.dtype, not x.channels_last)
+        level = dense_level()
+        return self.call(lambda to, at: to.transpose(level, *sizes, at(x), at(out)), [x], out)
+
+    def channels_last(self, x: Value) -> Value:
+        """Return an image in the order (n, h, w, c)."""
+        _, c, h, w = x.shape
+        if x.channels_last or c == 1 or h * w == 1:
+            return dataclasses.replace(x, channels_last=True)
+        return self.transposed(x)
+
+    def plain(self, x: Value) -> Value:
+        """Return an image in the order (n, c, h, w)."""
+        _, c, h, w = x.shape
+        if not x.channels_last or c == 1 or h * w == 1:
+            return dataclasses.replace(x, channels_last=False)
+        return self.transposed(x)
+
+    def sum(self, a: Value, b: Value | None, minimum: float, maximum: float) -> Value:
+        """Add ``clamp(a + b)``, or ``clamp(a)``."""
+        out = self.value(a.shape, a.dtype, a.channels_last)
+        count, level = math.prod(a.shape), dense_level()
+        return self.call(
+            lambda to, at: to.sum(level, count, minimum, maximum, at(a), at(b), at(out)), [a, b], out
+        )  # fmt: skip
+
+    def finish(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> "Program":
+        """Plan the memory and build the schedule.
+
+        Raises:
+            ModelError: an output is an input as it is, or two outputs are one tensor.
+        """
+        taken = {value.number for value in inputs}
+        for value in outputs:
+            if value.number in taken:
+                raise ModelError("cannot schedule: an output is an input, or another output, as it is")
+            taken.add(value.number)
+        places: dict[int, Place] = {value.number: (_INPUT, index) for index, value in enumerate(inputs)}
+        places.update({value.number: (_OUTPUT, index) for index, value in enumerate(outputs)})
+        size = self._plan(places)
+        made = native.Schedule()
+
+        def at(value: Value | None) -> Place:
+            return _NOWHERE if value is None else places[value.number]
+
+        for call in self._calls:
+            call.emit(made, at)
+        names = tuple(call.name for call in self._calls)
+        return Program(made, size, tuple(outputs), names, tuple(self._kept))
+
+    def _plan(self, places: dict[int, Place]) -> int:
+        """Give a place in the arena to every tensor that has none, the largest first; return the arena's size."""
+        lives: dict[int, tuple[int, int, int]] = {}
+        for index, call in enumerate(self._calls):
+            for number in (*call.reads, call.writes.number):
+                if number not in places:
+                    first, _, size = lives.get(number, (index, index, call.writes.bytes))
+                    lives[number] = first, index, size
+        placed: list[tuple[int, int, int, int]] = []  # start, end, first and last call
+        top = 0
+        for number, (first, last, size) in sorted(lives.items(), key=lambda item: -item[1][2]):
+            start = 0
+            for low, high, born, dead in sorted(placed):
+                if born <= last and first <= dead and low < start + size:
+                    start = max(start, high)
+            end = start + -(-size // _ALIGNMENT) * _ALIGNMENT
+            placed.append((start, end, first, last))
+            places[number] = _ARENA, start
+            top = max(top, end)
+        return top
+
+
+@final
+class Program:
+    """A schedule that is ready to run. Threads may run it at the same time: each takes an arena of its own.
+
+    Attributes:
+        arena_bytes: Memory of all tensors between the calls.
+        names: Where in the network each call comes from.
+    """
+
+    def __init__(
+        self, schedule: Any, arena_bytes: int, outputs: tuple[Value, ...], names: tuple[str, ...], kept: object
+    ) -> None:
+        self.arena_bytes, self.names = arena_bytes, names
+        self._schedule, self._outputs, self._kept = schedule, outputs, kept
+        self._arenas: list[Tensor] = []  # those that nobody uses; list methods are atomic
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Map tensors, in the memory order that was planned for, to new ones.
+
+        Raises:
+            ModelError: a border class lies outside its table, which a bug of the planning would be.
+        """
+        status, outputs = self._run(self._schedule.run, inputs)
+        if status:
+            raise ModelError("cannot run a schedule: a border class lies outside its table; report this")
+        return outputs
+
+    def run_timed(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[str, int]]]:
+        """Run once; return also the nanoseconds of each call, with the place in the network that it comes from."""
+        spent, outputs = self._run(self._schedule.run_timed, inputs)
+        return outputs, list(zip(self.names, spent, strict=True))
+
+    def _run(self, run: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
+        try:
+            arena = self._arenas.pop()
+        except IndexError:
+            arena = torch.empty(self.arena_bytes + _ALIGNMENT, dtype=torch.uint8)
+        outputs = [_empty(value) for value in self._outputs]
+        start = -(-arena.data_ptr() // _ALIGNMENT) * _ALIGNMENT
+        addresses = [x.data_ptr() for x in inputs], [x.data_ptr() for x in outputs]
+        found = run(start, *addresses, torch.get_num_threads())
+        self._arenas.append(arena)
+        return found, outputs
+
+
+def _empty(value: Value) -> Tensor:
+    if value.channels_last and len(value.shape) == 4:
+        return torch.empty(value.shape, dtype=value.dtype, memory_format=torch.channels_last)
+    return torch.empty(value.shape, dtype=value.dtype)

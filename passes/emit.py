@@ -1,0 +1,339 @@
+"""Operations of a packed graph as kernel calls of a schedule. `binarize.passes.match` finds them."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Mapping
+from math import inf, prod
+from typing import Any, final
+
+import torch
+from torch import fx, nn
+
+from binarize.errors import ModelError
+from binarize.kernels import steps
+from binarize.kernels.problem import Conv2dProblem, UniformCode
+from binarize.kernels.schedule import Draft, Value
+from binarize.layers.packed import PackActivation, PackedConv2d, PackedLinear
+
+__all__ = [
+    "Addition",
+    "Clamp",
+    "Flatten",
+    "FloatConvolution",
+    "FloatRows",
+    "Mean",
+    "Operation",
+    "PackedConvolution",
+    "PackedRows",
+    "Packing",
+    "Pooling",
+    "Same",
+    "problem_of",
+]
+
+Values = Mapping[fx.Node, Value]
+FORMS = {"popcount": torch.empty(0, dtype=torch.int32), "int8": torch.empty(0, dtype=torch.uint8)}
+
+
+class Operation(abc.ABC):
+    """What a node computes, apart from the sizes of its inputs.
+
+    Attributes:
+        node: the node of the graph.
+        makes_new: whether its value has memory of its own, not that of its input.
+    """
+
+    node: fx.Node
+    makes_new: bool = True
+
+    @abc.abstractmethod
+    def emit(self, draft: Draft, values: Values) -> Value:
+        """Add the kernel calls and return the node's value.
+
+        Raises:
+            ModelError: sizes or types do not fit.
+        """
+
+    @property
+    def absorbed(self) -> fx.Node | None:
+        """The node after it whose work it does too, or None."""
+        return None
+
+
+def _image(value: Value, name: str) -> Value:
+    if value.dtype != torch.float32 or len(value.shape) != 4:
+        raise ModelError(f"cannot schedule {name!r}: it takes a float32 image (n, c, h, w), got {value}")
+    return value
+
+
+def problem_of(layer: PackedConv2d | PackedLinear, route: str) -> Conv2dProblem:
+    """Return the problem of a layer; the same object for the same sizes, as problems are compared by identity."""
+    return _known(layer.geometry, route)
+
+
+@functools.lru_cache(maxsize=4096)
+def _known(geometry: Any, route: str) -> Conv2dProblem:
+    return dataclasses.replace(Conv2dProblem(*geometry.arguments()), codes=route == "int8")
+
+
+def _emit_packing(draft: Draft, packing: PackActivation, x: Value) -> Value:
+    """Add what `PackActivation._pack` does."""
+    packing.require_channels(x.shape[:2])
+    bits = packing.terms[0] if packing.thresholds is None else len(packing.thresholds)
+    return steps.pack(
+        draft, x, codes=packing.route == "int8", bits=bits, groups=packing.groups, low=packing.low,
+        inverse_step=packing.inverse_step, thresholds=packing.thresholds,
+    )  # fmt: skip
+
+
+def _route_of(x: Value) -> str:
+    return "int8" if x.dtype == torch.uint8 else "popcount"
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Packing(Operation):
+    """A `PackActivation` called by the graph."""
+
+    node: fx.Node
+    packing: PackActivation
+
+    def emit(self, draft: Draft, values: Values) -> Value:
+        """See `PackActivation.forward`."""
+        x = values[self.node.args[0]]  # type: ignore[index]  # operation_of looked
+        if not self.packing.rows:
+            return _emit_packing(draft, self.packing, _image(x, self.node.name))
+        leading, channels = x.shape[:-1], x.shape[-1]
+        if len(x.shape) == 4:
+            raise ModelError(f"cannot schedule {self.node.name!r}: its rows come from an image")
+        flat = dataclasses.replace(x, shape=(1, channels, prod(leading), 1), channels_last=True)
+        packed = _emit_packing(draft, self.packing, flat)
+        return dataclasses.replace(packed, shape=(*leading, 1, *packed.shape[-2:]))
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class PackedConvolution(Operation):
+    """A `PackedConv2d`, with the reader in whose form it answers."""
+
+    node: fx.Node
+    layer: PackedConv2d
+
+    def emit(self, draft: Draft, values: Values) -> Value:
+        """See `PackedConv2d.forward`."""
+        layer, name = self.layer, self.node.name
+        x = values[self.node.args[0]]  # type: ignore[index]
+        if x.dtype == torch.float32:
+            if layer.padding_mode != "zeros":
+                raise ModelError(f"cannot schedule {name!r}: it pads its floats by {layer.padding_mode}")
+            x = _emit_packing(draft, layer.activation, _image(x, name))
+        height, width = x.shape[1:3]
+        problem, weight = problem_of(layer, _route_of(x)), layer.prepared(FORMS[_route_of(x)])
+        if x.shape[3:] != problem.x_shape:
+            raise ModelError(f"cannot schedule {name!r}: its input is {x}")
+        table, row, column = layer.tables(height, width)
+        reader = layer.reader
+        if reader is not None and reader.route == "popcount" and layer.answers_in_thresholds():
+            found = layer.thresholds(height, width)
+            return steps.conv2d_threshold(draft, problem, x, weight, *found, (row, column))
+        residual = None if len(self.node.args) < 2 else values[self.node.args[1]]  # type: ignore[index]
+        shape = (x.shape[0], problem.out_channels, *problem.checked_size(height, width))
+        if residual is not None and residual.shape != shape:
+            raise ModelError(f"cannot schedule {name!r}: it adds {residual} to {shape}")
+        code = None if reader is None else _code_of(reader, problem.out_channels)
+        y = steps.conv2d(
+            draft, problem, x, weight, layer.scale, table, (row, column), residual, (layer.minimum, layer.maximum), code
+        )
+        return y if reader is None or code is not None else _emit_packing(draft, reader, y)
+
+
+def _code_of(reader: PackActivation, channels: int) -> UniformCode | None:
+    """Return the code that the epilogue can make for ``reader``, or None."""
+    fills_up = reader.groups > 1 and channels // reader.groups % 4
+    if reader.route != "int8" or reader.thresholds is not None or fills_up:
+        return None
+    return UniformCode(reader.low, reader.inverse_step, reader.terms[0], reader.groups)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class PackedRows(Operation):
+    """A `PackedLinear`."""
+
+    node: fx.Node
+    layer: PackedLinear
+
+    def emit(self, draft: Draft, values: Values) -> Value:
+        """See `PackedLinear.forward`."""
+        layer, x = self.layer, values[self.node.args[0]]  # type: ignore[index]
+        if x.dtype == torch.float32:
+            if len(x.shape) == 4:
+                raise ModelError(f"cannot schedule {self.node.name!r}: its rows come from an image")
+            flat = dataclasses.replace(x, shape=(1, x.shape[-1], prod(x.shape[:-1]), 1), channels_last=True)
+            packed = _emit_packing(draft, layer.activation, flat)
+            x = dataclasses.replace(packed, shape=(*x.shape[:-1], 1, *packed.shape[-2:]))
+        leading = x.shape[:-3]
+        if 0 in leading:
+            raise ModelError(f"cannot schedule {self.node.name!r}: it has no rows")
+        route = _route_of(x)
+        planes = dataclasses.replace(x, shape=(1, 1, prod(leading), *x.shape[-3:]))
+        y = steps.conv2d(
+            draft, problem_of(layer, route), planes, layer.prepared(FORMS[route]), layer.scale, layer.tables(1, 1)[0],
+            (None, None), None, (layer.minimum, layer.maximum),
+        )  # fmt: skip
+        return dataclasses.replace(y, shape=(*leading, layer.geometry.out_channels), channels_last=False)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class FloatConvolution(Operation):
+    """A convolution that stays in full precision, and the clamp after it."""
+
+    node: fx.Node
+    conv: nn.Conv2d
+    clamp: fx.Node | None
+    limits: tuple[float, float]
+
+    @property
+    def absorbed(self) -> fx.Node | None:
+        """The clamp."""
+        return self.clamp
+
+    def emit(self, draft: Draft, values: Values) -> Value:
+        """Add the float kernel."""
+        x = _image(values[self.node.args[0]], self.node.name)  # type: ignore[index]
+        if x.shape[1] != self.conv.in_channels:
+            raise ModelError(f"cannot schedule {self.node.name!r}: its input is {x}")
+        return steps.dense_conv2d(draft, self.conv, _padding(self.conv), x, self.limits)
+
+
+def _padding(conv: nn.Conv2d) -> tuple[int, int]:
+    if not isinstance(conv.padding, str):
+        return int(conv.padding[0]), int(conv.padding[1])
+    spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    return (0, 0) if conv.padding == "valid" else (spans[0] // 2, spans[1] // 2)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class FloatRows(Operation):
+    """A linear layer that stays in full precision: a 1x1 convolution of as many pixels as there are rows."""
+
+    node: fx.Node
+    linear: nn.Linear
+
+    def emit(self, draft: Draft, values: Values) -> Value:
+        """Add the float kernel."""
+        x, linear = values[self.node.args[0]], self.linear  # type: ignore[index]
+        if x.dtype != torch.float32 or len(x.shape) == 4 or x.shape[-1] != linear.in_features:
+            raise ModelError(f"cannot schedule {self.node.name!r}: its input is {x}")
+        conv = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None, device="meta")
+        conv.weight = nn.Parameter(linear.weight.detach()[:, :, None, None], requires_grad=False)
+        conv.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
+        flat = dataclasses.replace(x, shape=(1, x.shape[-1], prod(x.shape[:-1]), 1), channels_last=True)
+        y = steps.dense_conv2d(draft, conv, (0, 0), flat, (-inf, inf))
+        return dataclasses.replace(y, shape=(*x.shape[:-1], linear.out_features), channels_last=False)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Clamp(Operation):
+    """ReLU and its kind."""
+
+    node: fx.Node
+    source: fx.Node
+    limits: tuple[float, float]
+
+    def emit(self, draft: Draft, values: Values) -> Value:
+        """Add a pass over memory."""
+        if values[self.source].dtype != torch.float32:
+            raise ModelError(f"cannot schedule {self.node.name!r}: its input is {values[self.source]}")
+        return draft.sum(values[self.source], None, *self.limits)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Addition(Operation):
+    """The sum of two tensors of one shape."""
+
+    node: fx.Node
+    terms: tuple[fx.Node, fx.Node]
+    clamp: fx.Node | None
+    limits: tuple[float, float]
+
+    @property
+    def absorbed(self) -> fx.Node | None:
+        """The clamp."""
+        return self.clamp
+
+    def emit(self, draft: Draft, values: Values) -> Value:
+        """Add a pass over memory."""
+        a, b = (values[term] for term in self.terms)
+        if a.shape != b.shape or {a.dtype, b.dtype} != {torch.float32}:
+            raise ModelError(f"cannot schedule {self.node.name!r}: it adds {a} and {b}")
+        if a.channels_last != b.channels_last:
+            a, b = draft.channels_last(a), draft.channels_last(b)
+        return draft.sum(a, b, *self.limits)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Pooling(Operation):
+    """Max or average pooling."""
+
+    node: fx.Node
+    window: tuple[int, ...]
+    largest: bool
+    counts_padding: bool = True
+    divisor: int | None = None
+
+    def emit(self, draft: Draft, values: Values) -> Value:
+        """Add the pooling kernel."""
+        x = _image(values[self.node.args[0]], self.node.name)  # type: ignore[index]
+        taps = self.window[0] * self.window[1]
+        divisor = self.divisor if self.divisor is not None else taps if self.counts_padding else 0
+        return steps.pool(draft, x, self.window, largest=self.largest, divisor=divisor)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Mean(Operation):
+    """Adaptive average pooling to one pixel."""
+
+    node: fx.Node
+
+    def emit(self, draft: Draft, values: Values) -> Value:
+        """Add the pooling kernel with the image as its window."""
+        x = _image(values[self.node.args[0]], self.node.name)  # type: ignore[index]
+        window = (*x.shape[2:], 1, 1, 0, 0, 1, 1)
+        return steps.pool(draft, x, window, largest=False, size=(1, 1))
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Flatten(Operation):
+    """An image to rows."""
+
+    node: fx.Node
+    makes_new = False
+
+    def emit(self, draft: Draft, values: Values) -> Value:
+        """Reorder the memory where there is more than one pixel."""
+        x = values[self.node.args[0]]  # type: ignore[index]
+        if len(x.shape) == 4:
+            x = draft.plain(_image(x, self.node.name))
+        return dataclasses.replace(x, shape=(x.shape[0], prod(x.shape[1:])), channels_last=False)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Same(Operation):
+    """What gives its input: dropout in evaluation, identity, a clamp that the node before does."""
+
+    node: fx.Node
+    makes_new = False
+
+    def emit(self, draft: Draft, values: Values) -> Value:
+        """Add nothing."""
+        return values[self.node.args[0]]  # type: ignore[index]

@@ -1,0 +1,168 @@
+"""Which operation a node of a packed graph is in a schedule; what none is, torch runs, and the reason is kept."""
+
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from binarize.kernels import steps
+from binarize.layers.packed import PackActivation, PackedConv2d, PackedLinear
+from binarize.passes.emit import (
+    Addition,
+    Clamp,
+    Flatten,
+    FloatConvolution,
+    FloatRows,
+    Mean,
+    Operation,
+    PackedConvolution,
+    PackedRows,
+    Packing,
+    Pooling,
+    Same,
+    problem_of,
+)
+from binarize.passes.operations import add_of, clamp_of, is_inplace, module_of
+
+__all__ = ["operation_of"]
+
+
+def operation_of(gm: fx.GraphModule, node: fx.Node) -> Operation | str:
+    """Return what ``node`` computes in a schedule, or why it is left to torch."""
+    found = _operation(gm, node)
+    if isinstance(found, str):
+        return found
+    if is_inplace(gm, node) and not _owns_input(gm, node):
+        return "it writes over a tensor that others may read"
+    if not found.makes_new and any(is_inplace(gm, user) for user in node.users):
+        return "what reads it writes over its input"
+    return found
+
+
+def _owns_input(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the tensor that ``node`` writes over was made for it alone, so that a new one may be given instead."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or len(source.users) > 1:
+        return False
+    found = _operation(gm, source)
+    return not isinstance(found, str) and found.makes_new
+
+
+def _operation(gm: fx.GraphModule, node: fx.Node) -> Operation | str:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return f"{node.target} takes no tensor by position"
+    bounds, terms = clamp_of(gm, node), add_of(node)
+    if terms is not None:
+        return Addition(node, terms, *_clamp_after(gm, node))
+    if bounds is not None:
+        feeder = node.args[0]
+        taken = _operation(gm, feeder) if feeder.op != "placeholder" else None
+        return Same(node) if isinstance(taken, Operation) and taken.absorbed is node else Clamp(node, feeder, bounds)
+    module = module_of(gm, node)
+    if module is None:
+        return Flatten(node) if _is_flatten(node) else f"{_name(node.target)} has no kernel"
+    if "forward" in module.__dict__:
+        return "its forward was replaced"
+    made = _MODULES.get(type(module))
+    return f"{type(module).__name__} has no kernel" if made is None else made(gm, node, module)
+
+
+def _name(target: object) -> str:
+    return str(getattr(target, "__name__", target))
+
+
+def _is_flatten(node: fx.Node) -> bool:
+    known = {torch.flatten, torch.ops.aten.flatten.using_ints}
+    return (node.target in known or node.target == "flatten") and tuple(node.args[1:]) == (1,) and not node.kwargs
+
+
+def _clamp_after(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, tuple[float, float]]:
+    """Return the clamp that is the only reader of ``node``, and its bounds."""
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    bounds = clamp_of(gm, user)
+    reads_it = user is not None and bool(user.args) and user.args[0] is node
+    return (user, bounds) if user is not None and reads_it and bounds is not None else (None, (-inf, inf))
+
+
+def _packed_conv(gm: fx.GraphModule, node: fx.Node, layer: PackedConv2d) -> Operation | str:
+    if any(layer.crop):
+        return "its output is cropped"
+    return _if_compiled(layer) or PackedConvolution(node, layer)
+
+
+def _packed_linear(gm: fx.GraphModule, node: fx.Node, layer: PackedLinear) -> Operation | str:
+    if len(node.args) > 1:
+        return "it adds to rows"
+    return _if_compiled(layer) or PackedRows(node, layer)
+
+
+def _if_compiled(layer: PackedConv2d | PackedLinear) -> str | None:
+    return steps.why_not_conv2d(problem_of(layer, layer.activation.route))
+
+
+def _float_conv(gm: fx.GraphModule, node: fx.Node, conv: nn.Conv2d) -> Operation | str:
+    spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    if conv.padding_mode != "zeros":
+        return f"it pads by {conv.padding_mode}"
+    if conv.padding == "same" and any(span % 2 for span in spans):
+        return "it pads unevenly"
+    if not _is_float(conv.weight, conv.bias):
+        return "its weights are not float32 on the CPU"
+    if conv.groups > 1 and not steps.is_depthwise(conv) and conv.out_channels // conv.groups < 16:
+        return "its groups are too narrow"
+    return FloatConvolution(node, conv, *_clamp_after(gm, node))
+
+
+def _float_linear(gm: fx.GraphModule, node: fx.Node, linear: nn.Linear) -> Operation | str:
+    known = _is_float(linear.weight, linear.bias)
+    return FloatRows(node, linear) if known else "its weights are not float32 on the CPU"
+
+
+def _is_float(*tensors: Tensor | None) -> bool:
+    return all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def _max_pool(gm: fx.GraphModule, node: fx.Node, module: nn.MaxPool2d) -> Operation | str:
+    if module.ceil_mode or module.return_indices:
+        return "it pools by ceil_mode or gives indices"
+    fields = module.kernel_size, module.stride, module.padding, module.dilation
+    return Pooling(node, tuple(size for field in fields for size in _pair(field)), largest=True)
+
+
+def _average_pool(gm: fx.GraphModule, node: fx.Node, module: nn.AvgPool2d) -> Operation | str:
+    if module.ceil_mode:
+        return "it pools by ceil_mode"
+    fields = module.kernel_size, module.stride, module.padding, 1
+    window = tuple(size for field in fields for size in _pair(field))
+    return Pooling(node, window, False, module.count_include_pad, module.divisor_override)
+
+
+def _adaptive_pool(gm: fx.GraphModule, node: fx.Node, module: nn.AdaptiveAvgPool2d) -> Operation | str:
+    return Mean(node) if module.output_size in (1, (1, 1)) else "it pools to more than one pixel"
+
+
+def _dropout(gm: fx.GraphModule, node: fx.Node, module: nn.Dropout) -> Operation | str:
+    return "it drops values in training" if module.training else Same(node)
+
+
+_MODULES: dict[type[nn.Module], Callable[[fx.GraphModule, fx.Node, Any], Operation | str]] = {
+    PackActivation: lambda gm, node, module: Packing(node, module),
+    PackedConv2d: _packed_conv,
+    PackedLinear: _packed_linear,
+    nn.Conv2d: _float_conv,
+    nn.Linear: _float_linear,
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _average_pool,
+    nn.AdaptiveAvgPool2d: _adaptive_pool,
+    nn.Flatten: lambda gm, node, module: (
+        Flatten(node) if (module.start_dim, module.end_dim) == (1, -1) else "it keeps dimensions"
+    ),
+    nn.Dropout: _dropout,
+    nn.Identity: lambda gm, node, module: Same(node),
+}
