@@ -37,7 +37,10 @@ def test_packed_saved_and_exported_forms_say_what_the_training_form_says(kind, s
     binarize.save(packed, tmp_path / "packed.safetensors")
     binarize.save(net, tmp_path / "trainable.safetensors")
     binarize.export_onnx(packed, tmp_path / "net.onnx", example_inputs=x)
-    binarize.export_onnx(packed, tmp_path / "plain.onnx", example_inputs=x, portable=True)
+    files = [("net", False), ("net", True)]
+    if scheme == SCHEMES[0]:
+        binarize.export_onnx(packed, tmp_path / "plain.onnx", example_inputs=x, portable=True)
+        files.append(("plain", False))
 
     with torch.no_grad():
         wanted = net(x)
@@ -47,7 +50,7 @@ def test_packed_saved_and_exported_forms_say_what_the_training_form_says(kind, s
         assert distance(packed(x), wanted) < 6e-5
         assert torch.equal(binarize.load(tmp_path / "packed.safetensors")(x), packed(x))
         assert torch.equal(binarize.load(tmp_path / "trainable.safetensors")(x), wanted)
-        for file, library in (("net", False), ("net", True), ("plain", False)):
+        for file, library in files:
             assert distance(run_file(tmp_path / f"{file}.onnx", x[:3], library), wanted[:3]) < 6e-5
 
 
