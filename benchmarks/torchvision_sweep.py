@@ -62,7 +62,7 @@ def example(name: str) -> tuple[Any, ...]:
     if family == "flow":
         return torch.randn(1, 3, 128, 136), torch.randn(1, 3, 128, 136)
     if family == "video":
-        side = 224 if "mvit" in name else 112
+        side = 224 if "mvit" in name or name == "s3d" else 112
         return (torch.randn(1, 3, 16, side, side),)
     fixed = {"inception_v3": 96, "quantized_inception_v3": 96, "maxvit_t": 224}
     side = 518 if name == "vit_h_14" else fixed.get(name, 224 if name.startswith("vit") else 64)
