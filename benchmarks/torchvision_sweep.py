@@ -218,7 +218,8 @@ def section(rows: list[dict[str, Any]]) -> list[str]:
 def line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"| {row['name']} | failed | | | | {row['error']} |"
-    far = f"{row['layers']:.1e} | {row['difference']:.1e}" if "difference" in row else "nothing to convert |"
+    missing = "not compared |" if row["converted"] else "nothing to convert |"
+    far = f"{row['layers']:.1e} | {row['difference']:.1e}" if "difference" in row else missing
     name = row["name"] + (" \\*" if row["scheme"] == LARGE else "")
     return f"| {name} | {row['converted']} | {row['kept']} | {row.get('parts', '')} | {far} |"
 
