@@ -16,6 +16,7 @@ from binarize.cost import example_arguments
 from binarize.data import calibration_batches, random_images
 from binarize.errors import ModelError, NothingConvertedError, RecipeError, nearest
 from binarize.layers.binary import BinaryLayer
+from binarize.layers.merged import allow
 from binarize.layers.packed import PackedLayer
 from binarize.passes.attention import open_attention
 from binarize.passes.capture import Captured, capture
@@ -110,6 +111,7 @@ def convert(
         raise
     record = _record(captured, planned, recipe, inputs, dict(source or {}), found.to_dict())
     attach_record(net, record)
+    allow(net, recipe.exactness)
     return net.eval()
 
 

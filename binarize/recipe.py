@@ -56,6 +56,7 @@ class SchemeSpec:
         return f"{self.name}:{options}" if options else self.name
 
 
+EXACTNESS = ("exact", "2^-16", "int8")
 STAGES = ("tanh", "activations", "bits", "binary")
 
 
@@ -118,6 +119,7 @@ class Recipe:
         smallest: layers with fewer weights than this are kept.
         samples: calibration images, at most.
         reconstruct: follow calibration by block reconstruction against the teacher.
+        exactness: of packed weights of several terms on the route int8: ``exact``, ``2^-16`` or ``int8``.
         stages: what fine-tuning trains, one after the other, as `StageSpec` reads it; empty for everything at once.
         seed: of every random choice.
     """
@@ -134,10 +136,14 @@ class Recipe:
     smallest: int = 512
     samples: int = 256
     reconstruct: bool = False
+    exactness: str = "exact"
     stages: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.exactness not in EXACTNESS:
+            known = ", ".join(EXACTNESS)
+            raise RecipeError(f"cannot read recipe: exactness is {self.exactness!r}; it may be {known}")
         for stage in self.stages:
             StageSpec.parse(stage)
 

@@ -15,6 +15,7 @@ from binarize.data import random_images
 from binarize.errors import ModelError
 from binarize.layers.binary import binary_layers
 from binarize.layers.branches import branch_groups
+from binarize.layers.merged import merged_geometry
 from binarize.layers.packed import PackedLayer
 from binarize.passes.pack import pack
 from binarize.recipe import Recipe
@@ -263,7 +264,11 @@ class _Layers:
 
     def _route(self, layer: LayerRecord) -> str | None:
         module = self.modules.get(next(iter(self.copies.get(layer.name, ())), layer.name))
-        return module.activation.route if isinstance(module, PackedLayer) else None
+        if not isinstance(module, PackedLayer):
+            return None
+        chosen = module.activation.route
+        merges = chosen == "int8" and merged_geometry(module.geometry, module.exactness) is not None
+        return f"{chosen} ({module.exactness})" if merges else chosen
 
     def _bytes(self, layer: LayerRecord, scheme: Scheme | None) -> int:
         if layer.name in self.copies:

@@ -15,6 +15,7 @@ from binarize.data import random_images
 from binarize.errors import ModelError
 from binarize.kernels.problem import Conv2dProblem
 from binarize.kernels.speeds import Speeds, speeds
+from binarize.layers.merged import merged_geometry
 from binarize.layers.packed import PackedConv2d, PackedLayer, PackedLinear
 from binarize.passes.schedule import ScheduledGraph, Stretch, runner_of
 from binarize.record import record_of
@@ -83,8 +84,10 @@ def layer_times(
 def _predicted(layer: PackedLayer, macs: int, rates: Speeds) -> float | None:
     if not isinstance(layer, PackedConv2d | PackedLinear):
         return None
-    codes = layer.activation.route == "int8"
-    problem = dataclasses.replace(Conv2dProblem(*layer.geometry.arguments()), codes=codes)
+    codes, geometry = layer.activation.route == "int8", layer.geometry
+    if codes:
+        geometry = merged_geometry(geometry, layer.exactness) or geometry
+    problem = dataclasses.replace(Conv2dProblem(*geometry.arguments()), codes=codes)
     pixels = macs / (layer.geometry.out_channels * layer.depth)
     return rates.nanoseconds(problem) * pixels / 1e3
 

@@ -110,7 +110,7 @@ class Level:
 
 
 # best first, as in native/levels.inc
-_CPU_LEVELS = ("avx512_vpopcntdq_amd", "avx512_vpopcntdq", "avx512_vnni", "avx2", "scalar")
+_CPU_LEVELS = ("avx512_vpopcntdq_amd", "avx512_vpopcntdq", "avx512_vnni", "avx512bw", "avx2", "neon", "scalar")
 
 
 def _level(name: str) -> Level:

@@ -151,9 +151,14 @@ class _Walk:
 
     def _restore(self, module: nn.Module, path: str, gm: fx.GraphModule) -> None:
         """Give the graph what its module had: plain attributes that callers read, training flags, where it is from."""
-        for name, value in vars(module).items():
-            if not name.startswith("_") and name not in vars(gm) and not isinstance(value, fx.Proxy):
-                setattr(gm, name, value)
+        plain = {
+            name: value
+            for name, value in vars(module).items()
+            if not name.startswith("_") and name not in vars(gm) and not isinstance(value, fx.Proxy)
+        }
+        for name, value in plain.items():
+            setattr(gm, name, value)
+        gm.meta["_user_preserved_attributes"] = plain  # torch.fx: a deep copy, as `pack` makes one, loses others
         gm.meta["path"] = path
         gm.meta["source"] = f"{type(module).__module__}.{type(module).__qualname__}"
         for name, inner in gm.named_modules():

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from math import inf, prod
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import fx, nn
@@ -14,7 +14,7 @@ from binarize.errors import ModelError
 from binarize.kernels import steps
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 from binarize.kernels.schedule import Draft, Value
-from binarize.layers.packed import PackActivation, PackedConv2d, PackedLinear
+from binarize.layers.packed import Geometry, PackActivation, PackedConv2d, PackedLinear
 
 __all__ = [
     "Addition",
@@ -67,13 +67,9 @@ def _image(value: Value, name: str) -> Value:
     return value
 
 
-def problem_of(layer: PackedConv2d | PackedLinear, route: str) -> Conv2dProblem:
-    """Return the problem of a layer; the same object for the same sizes, as problems are compared by identity."""
-    return _known(layer.geometry, route)
-
-
 @functools.lru_cache(maxsize=4096)
-def _known(geometry: Any, route: str) -> Conv2dProblem:
+def problem_of(geometry: Geometry, route: str) -> Conv2dProblem:
+    """Return the problem of a layer; the same object for the same sizes, as problems are compared by identity."""
     return dataclasses.replace(Conv2dProblem(*geometry.arguments()), codes=route == "int8")
 
 
@@ -129,21 +125,31 @@ class PackedConvolution(Operation):
                 raise ModelError(f"cannot schedule {name!r}: it pads its floats by {layer.padding_mode}")
             x = _emit_packing(draft, layer.activation, _image(x, name))
         height, width = x.shape[1:3]
-        problem, weight = problem_of(layer, _route_of(x)), layer.prepared(FORMS[_route_of(x)])
+        held = layer.operands(FORMS[_route_of(x)])
+        problem = problem_of(held.geometry, _route_of(x))
         if x.shape[3:] != problem.x_shape:
             raise ModelError(f"cannot schedule {name!r}: its input is {x}")
         table, row, column = layer.tables(height, width)
         reader = layer.reader
         if reader is not None and reader.route == "popcount" and layer.answers_in_thresholds():
             found = layer.thresholds(height, width)
-            return steps.conv2d_threshold(draft, problem, x, weight, *found, (row, column))
+            return steps.conv2d_threshold(draft, problem, x, held.weight, *found, (row, column))
         residual = None if len(self.node.args) < 2 else values[self.node.args[1]]  # type: ignore[index]
         shape = (x.shape[0], problem.out_channels, *problem.checked_size(height, width))
         if residual is not None and residual.shape != shape:
             raise ModelError(f"cannot schedule {name!r}: it adds {residual} to {shape}")
         code = None if reader is None else _code_of(reader, problem.out_channels)
         y = steps.conv2d(
-            draft, problem, x, weight, layer.scale, table, (row, column), residual, (layer.minimum, layer.maximum), code
+            draft,
+            problem,
+            x,
+            held.weight,
+            held.scale,
+            table,
+            (row, column),
+            residual,
+            (layer.minimum, layer.maximum),
+            code,
         )
         return y if reader is None or code is not None else _emit_packing(draft, reader, y)
 
@@ -176,11 +182,12 @@ class PackedRows(Operation):
         leading = x.shape[:-3]
         if 0 in leading:
             raise ModelError(f"cannot schedule {self.node.name!r}: it has no rows")
-        route = _route_of(x)
+        held = layer.operands(FORMS[_route_of(x)])
         planes = dataclasses.replace(x, shape=(1, 1, prod(leading), *x.shape[-3:]))
+        problem, limits = problem_of(held.geometry, _route_of(x)), (layer.minimum, layer.maximum)
+        classes = None, None
         y = steps.conv2d(
-            draft, problem_of(layer, route), planes, layer.prepared(FORMS[route]), layer.scale, layer.tables(1, 1)[0],
-            (None, None), None, (layer.minimum, layer.maximum),
+            draft, problem, planes, held.weight, held.scale, layer.tables(1, 1)[0], classes, None, limits
         )  # fmt: skip
         return dataclasses.replace(y, shape=(*leading, layer.geometry.out_channels), channels_last=False)
 
@@ -299,15 +306,17 @@ class Pooling(Operation):
 @final
 @dataclasses.dataclass(frozen=True)
 class Mean(Operation):
-    """Adaptive average pooling to one pixel."""
+    """The mean over all pixels: adaptive pooling to one of them, or, flat, to rows ``(n, c)``."""
 
     node: fx.Node
+    flat: bool = False
 
     def emit(self, draft: Draft, values: Values) -> Value:
         """Add the pooling kernel with the image as its window."""
         x = _image(values[self.node.args[0]], self.node.name)  # type: ignore[index]
         window = (*x.shape[2:], 1, 1, 0, 0, 1, 1)
-        return steps.pool(draft, x, window, largest=False, size=(1, 1))
+        y = steps.pool(draft, x, window, largest=False, size=(1, 1))
+        return dataclasses.replace(y, shape=y.shape[:2], channels_last=False) if self.flat else y
 
 
 @final

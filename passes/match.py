@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from binarize.kernels import steps
 from binarize.layers.packed import PackActivation, PackedConv2d, PackedLinear
@@ -62,7 +63,7 @@ def _operation(gm: fx.GraphModule, node: fx.Node) -> Operation | str:
         return Same(node) if isinstance(taken, Operation) and taken.absorbed is node else Clamp(node, feeder, bounds)
     module = module_of(gm, node)
     if module is None:
-        return Flatten(node) if _is_flatten(node) else f"{_name(node.target)} has no kernel"
+        return _function(node) or f"{_name(node.target)} has no kernel"
     if "forward" in module.__dict__:
         return "its forward was replaced"
     made = _MODULES.get(type(module))
@@ -71,6 +72,23 @@ def _operation(gm: fx.GraphModule, node: fx.Node) -> Operation | str:
 
 def _name(target: object) -> str:
     return str(getattr(target, "__name__", target))
+
+
+def _function(node: fx.Node) -> Operation | None:
+    """Return what a function or method that is no module computes."""
+    if _is_flatten(node):
+        return Flatten(node)
+    size = node.args[1] if len(node.args) > 1 else None
+    if node.target is F.adaptive_avg_pool2d and size in (1, (1, 1), [1, 1]) and len(node.args) == 2 and not node.kwargs:
+        return Mean(node)
+    named = node.target is torch.mean or node.target == "mean"
+    if named and isinstance(size, (list, tuple)) and sorted(size) in _PIXELS and not set(node.kwargs) - {"keepdim"}:
+        keeps = node.kwargs.get("keepdim", False)
+        return Mean(node, flat=not keeps) if len(node.args) == 2 and isinstance(keeps, bool) else None
+    return None
+
+
+_PIXELS = ([2, 3], [-2, -1])
 
 
 def _is_flatten(node: fx.Node) -> bool:
@@ -99,7 +117,7 @@ def _packed_linear(gm: fx.GraphModule, node: fx.Node, layer: PackedLinear) -> Op
 
 
 def _if_compiled(layer: PackedConv2d | PackedLinear) -> str | None:
-    return steps.why_not_conv2d(problem_of(layer, layer.activation.route))
+    return steps.why_not_conv2d(problem_of(layer.geometry, layer.activation.route))
 
 
 def _float_conv(gm: fx.GraphModule, node: fx.Node, conv: nn.Conv2d) -> Operation | str:

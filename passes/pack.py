@@ -111,6 +111,7 @@ def pack_layer(layer: BinaryLayer) -> PackedConv2d | PackedConvNd | PackedLinear
         packed = PackedLinear(geometry, pack_activation(layer), layer.scheme.spec)
     scale = layer.unit.unsqueeze(1) * layer.activation.step.reshape(1, -1, 1)
     bias = layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
+    packed.exactness = layer.exactness
     packed.set_weight(layer.odd(), scale.flatten(0, 1), bias)
     return packed.train(layer.training)
 

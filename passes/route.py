@@ -18,6 +18,7 @@ from binarize.kernels.dispatch import choose
 from binarize.kernels.problem import Conv2dProblem
 from binarize.kernels.speeds import Speeds, speeds
 from binarize.layers.gpu_routes import GpuRoutes
+from binarize.layers.merged import merged_geometry
 from binarize.layers.packed import ROUTES, Geometry, PackActivation, PackedConv2d, PackedLayer
 from binarize.passes.base import Pass, PassResult
 from binarize.passes.graph import Call, call_of, calls
@@ -90,13 +91,16 @@ class ChooseRoutes(Pass):
 
     def quickest(self, layers: Sequence[PackedLayer]) -> str:
         """Return the route on which layers that read one packing take the least time together."""
-        times = {route: sum(self._nanoseconds(layer.geometry, route) for layer in layers) for route in ROUTES}
+        times = {route: sum(self._nanoseconds(layer, route) for layer in layers) for route in ROUTES}
         if self.asked is not None and times[self.asked] < math.inf:
             return self.asked
         return min(ROUTES, key=lambda route: times[route])
 
-    def _nanoseconds(self, geometry: Geometry, route: str) -> float:
+    def _nanoseconds(self, layer: PackedLayer, route: str) -> float:
         """Return the predicted time of a layer per pixel of its input, or infinity where no kernel runs it."""
+        geometry = layer.geometry
+        if route == "int8":
+            geometry = merged_geometry(geometry, layer.exactness) or geometry
         if why_not(geometry, route) is not None:
             return math.inf
         return self.speeds.nanoseconds(_problem(geometry, route)) / math.prod(geometry.stride)

@@ -256,7 +256,7 @@ def _places(gm: fx.GraphModule, paths: Iterable[str]) -> Iterator[tuple[Mapping[
 
 
 _FIELDS: dict[type[nn.Module], tuple[str, ...]] = {
-    PackedLayer: ("geometry", "minimum", "maximum", "reader", "crop", "padding_mode"),
+    PackedLayer: ("geometry", "exactness", "minimum", "maximum", "reader", "crop", "padding_mode"),
     PackActivation: ("terms", "low", "step", "inverse_step", "groups", "rows", "route"),
     nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
     nn.modules.pooling._MaxPoolNd: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),

@@ -69,7 +69,7 @@ def test_schedules_stay_those_that_were_planned(net):
     layer_times(net, turns=2)
 
     assert runner_of(net) is before
-    assert coverage(net).left.keys() == {"sigmoid", "mean"}
+    assert coverage(net).left.keys() == {"sigmoid"}
 
 
 def test_what_cannot_be_timed_is_refused(net):

@@ -13,6 +13,7 @@ from binarize import __version__
 from binarize.artifact.files import read, write
 from binarize.artifact.networks import Network, network_from_data, network_to_data
 from binarize.errors import ArtifactError, BinarizeError
+from binarize.layers.merged import allow
 from binarize.layers.packed import PackedLayer
 from binarize.passes.route import route
 from binarize.passes.schedule import schedule
@@ -90,6 +91,7 @@ def load(
             f"cannot load {str(path)!r}: its description makes no sense ({detail}); save it again"
         ) from error
     attach_record(net, record)
+    allow(net, record.recipe.exactness)
     route(net)
     schedule(net)
     return net.eval()

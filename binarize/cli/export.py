@@ -66,6 +66,7 @@ def export(
         raise click.UsageError("--check gives images to the whole network; of a --part compare the outputs yourself")
     require_separate([output], (network, arch))
     require_writable(output)
+    _require_converted(network)
     subject = open_net(network, arch, trust)
     net, inputs = (subject.net, None) if part is None else part_of(subject.net, part)
     if kind == "openvino":
@@ -87,6 +88,18 @@ def export(
         rows = [(row.runtime, f"{row.agreed:.2%}", f"{row.largest:.3g} of {row.scale:.3g}") for row in found]
         title = f"compared with {subject.title} on {found[0].samples} images"
         print_table(title, ("runtime", "decisions agreed", "largest difference"), rows)
+
+
+def _require_converted(network: str) -> None:
+    """Tell who names a model of full precision what comes first."""
+    from binarize.artifact import is_artifact
+    from binarize.errors import ExportError
+
+    if not is_artifact(network) and (":" in network or Path(network).exists()):
+        raise ExportError(
+            f"cannot export {network}: it is not a converted network; "
+            f"convert it first: binarize convert {network} -o NET"
+        )
 
 
 def _weights_of(output: Path, kind: str) -> int:

@@ -53,7 +53,7 @@ def compare(
         One `Agreement` for each runtime of that form: of "functions", with our library and with the bodies.
 
     Raises:
-        DataError: there are no images.
+        DataError: there are no images, or the network does not take them.
         ExportError: the runtime does not run the file.
     """
     runtimes = {name: open_file(path) for name, open_file in _RUNTIMES[form].items()}
@@ -61,7 +61,7 @@ def compare(
     with torch.inference_mode():
         for batch in batches:
             images = batch[0] if isinstance(batch, tuple | list) else batch
-            wanted = _first(net(images))
+            wanted = _outputs(net, images)
             for name, run in runtimes.items():
                 sums[name].add(wanted, run(images))
     if not any(total.samples for total in sums.values()):
@@ -134,6 +134,19 @@ def _named(path: str | os.PathLike[str], run: Callable[[], Any]) -> Any:
     except Exception as cause:  # each runtime has classes of its own for each kind of fault
         line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise ExportError(f"cannot check {path}: {line}; export it again, and check on images of its shape") from cause
+
+
+def _outputs(net: nn.Module, images: Tensor) -> Tensor:
+    """Return the first output of the packed network."""
+    try:
+        return _first(net(images))
+    except RuntimeError as cause:
+        line = str(cause).strip().splitlines()[0]
+        shape = tuple(images.shape[1:])
+        raise DataError(
+            f"cannot check the exported file on images of shape {shape}: the network does not take them: {line}; "
+            "give images of the shape that it was made for"
+        ) from cause
 
 
 def _first(value: Any) -> Tensor:

@@ -8,17 +8,11 @@ layer costs one float convolution.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnx import FunctionProto
+    from onnx import FunctionProto, NodeProto
 
-__all__ = ["BODIES_ONLY", "DOMAIN", "DOMAINS", "VERSION", "function_protos"]
+__all__ = ["DOMAIN", "VERSION", "function_protos", "is_nd"]
 
 DOMAIN = "binarize"
-BODIES_ONLY = "binarize.nd"
-"""Domain of these operations where they share codes with a convolution of one or three dimensions or a transposed one.
-
-No runtime has kernels for those: all that share their codes run by the bodies, whose codes are plain numbers.
-"""
-DOMAINS = (DOMAIN, BODIES_ONLY)
 VERSION = 1
 
 # The floor is there although ONNX casts by truncation, which is the same above 0: not every runtime does.
@@ -71,9 +65,10 @@ PackTerms <groups, bits, rows, work, x_inner, version> (x, thresholds) => (codes
 }
 """
 
-# Bits are taken from bytes in floating point, where numbers below 256 are exact: not every runtime shifts bytes right.
-# Row t of `powers` holds 2**i at the planes of term t and 0 elsewhere; sums of such products are whole numbers below
-# 256, and therefore exact in floating point. A term without planes gets 0 from them, and the constant 1 after that.
+# Runtimes that fold constants keep every value made here until all layers are unpacked, so there are few of the
+# weight's size: the signs of a byte are looked up in a table. The table is made in floating point, where numbers below
+# 256 are exact: not every runtime shifts bytes right. Row t of `powers` holds 2**i at the planes of term t and 0
+# elsewhere; sums of such products are whole numbers below 256, and exact too. A term without planes is the constant 1.
 _UNPACK_WEIGHT = """
 UnpackWeight <weight_shape, weight_terms> (bits, scale) => (weight) {
   shape = Constant <value_ints: ints = @weight_shape> ()
@@ -81,30 +76,25 @@ UnpackWeight <weight_shape, weight_terms> (bits, scale) => (weight) {
   axis_0 = Constant <value_ints: ints = [0]> ()
   axis_1 = Constant <value_ints: ints = [1]> ()
   axis_2 = Constant <value_ints: ints = [2]> ()
-  axis_3 = Constant <value_ints: ints = [3]> ()
   i0 = Constant <value_int: int = 0> ()
   i1 = Constant <value_int: int = 1> ()
+  i256 = Constant <value_int: int = 256> ()
   zero = Constant <value_float: float = 0.0> ()
   one = Constant <value_float: float = 1.0> ()
   two = Constant <value_float: float = 2.0> ()
   half = Constant <value_float: float = 0.5> ()
   places = Constant <value_floats: floats = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]> ()
-  bytes = Unsqueeze (bits, axis_3)
-  byte_values = Cast <to: int = 1> (bytes)
-  parts_of_byte = Div (byte_values, places)
+  all_bytes = Range (i0, i256, i1)
+  byte_values = Cast <to: int = 1> (all_bytes)
+  byte_column = Unsqueeze (byte_values, axis_1)
+  parts_of_byte = Div (byte_column, places)
   shifted = Floor (parts_of_byte)
   halves = Mul (shifted, half)
   above = Floor (halves)
   evens = Mul (above, two)
-  digits_8 = Sub (shifted, evens)
-  join_bytes = Constant <value_ints: ints = [0, 0, -1]> ()
-  digits_spare = Reshape (digits_8, join_bytes)
-  last = Constant <value_ints: ints = [9223372036854775807]> ()
-  tail = Slice (shape, axis_1, last)
-  depth = ReduceProd <keepdims: int = 1> (tail)
-  digits = Slice (digits_spare, axis_0, depth, axis_2)
+  digits = Sub (shifted, evens)
   twice = Mul (digits, two)
-  signs = Sub (one, twice)
+  signs_of_byte = Sub (one, twice)
   first_plane = CumSum <exclusive: int = 1> (terms, i0)
   planes = ReduceSum <keepdims: int = 0> (terms)
   plane = Range (i0, planes, i1)
@@ -117,19 +107,23 @@ UnpackWeight <weight_shape, weight_terms> (bits, scale) => (weight) {
   exponent_float = Cast <to: int = 1> (exponent)
   power = Pow (two, exponent_float)
   powers = Where (inside, power, zero)
-  join_weights = Constant <value_ints: ints = [0, -1]> ()
-  signs_flat = Reshape (signs, join_weights)
-  odd_planes = MatMul (powers, signs_flat)
+  by_output = Transpose <perm: ints = [1, 0, 2]> (bits)
+  which = Cast <to: int = 6> (by_output)
+  signs_8 = Gather <axis: int = 0> (signs_of_byte, which)
+  join_bytes = Constant <value_ints: ints = [0, 0, -1]> ()
+  signs = Reshape (signs_8, join_bytes)
+  odd = MatMul (powers, signs)
+  scale_by_output = Transpose <perm: ints = [1, 0]> (scale)
+  scale_rows = Unsqueeze (scale_by_output, axis_1)
+  varying = MatMul (scale_rows, odd)
   no_planes = Equal (terms_column, i0)
-  constant = Cast <to: int = 1> (no_planes)
-  odd_flat = Add (odd_planes, constant)
-  scale_shape = Shape (scale)
-  rest = Constant <value_ints: ints = [-1]> ()
-  odd_shape = Concat <axis: int = 0> (scale_shape, rest)
-  odd = Reshape (odd_flat, odd_shape)
-  scale_column = Unsqueeze (scale, axis_2)
-  parts = Mul (odd, scale_column)
-  rows = ReduceSum <keepdims: int = 0> (parts, axis_0)
+  constant_terms = Cast <to: int = 1> (no_planes)
+  constants = MatMul (scale_rows, constant_terms)
+  spare = Add (varying, constants)
+  last = Constant <value_ints: ints = [9223372036854775807]> ()
+  tail = Slice (shape, axis_1, last)
+  depth = ReduceProd <keepdims: int = 1> (tail)
+  rows = Slice (spare, axis_0, depth, axis_2)
   weight = Reshape (rows, shape)
 }
 """
@@ -141,8 +135,8 @@ _WHOLE = """
   weight = binarize.UnpackWeight <weight_shape: ints = @weight_shape, weight_terms: ints = @weight_terms> (bits, scale)
 """
 
-# Of several terms, the sum of the digits, each as many times the main step as its own is; the rows of `scale` that hold
-# the main step are the weight's.
+# Of several terms, the sum of the digits, each as many times the main step as its own is: looked up for each code. The
+# rows of `scale` that hold the main step are the weight's.
 _WHOLE_OF_TERMS = """
   last = Constant <value_ints: ints = [-1]> ()
   i0 = Constant <value_int: int = 0> ()
@@ -153,9 +147,13 @@ _WHOLE_OF_TERMS = """
   places = Range (i0, planes, i1)
   exponents = Cast <to: int = 1> (places)
   powers = Pow (two, exponents)
-  column = Unsqueeze (codes, last)
-  code_values = Cast <to: int = 1> (column)
-  parts_of_code = Div (code_values, powers)
+  planes_float = Cast <to: int = 1> (planes)
+  count_float = Pow (two, planes_float)
+  count = Cast <to: int = 7> (count_float)
+  all_codes = Range (i0, count, i1)
+  code_values = Cast <to: int = 1> (all_codes)
+  column = Unsqueeze (code_values, last)
+  parts_of_code = Div (column, powers)
   shifted = Floor (parts_of_code)
   halves = Mul (shifted, half)
   above = Floor (halves)
@@ -164,7 +162,9 @@ _WHOLE_OF_TERMS = """
   steps = Constant <value_floats: floats = @steps> ()
   main_step = Constant <value_float: float = @step> ()
   multiples = Div (steps, main_step)
-  whole = MatMul (digits, multiples)
+  value_of_code = MatMul (digits, multiples)
+  which = Cast <to: int = 6> (codes)
+  whole = Gather <axis: int = 0> (value_of_code, which)
   main_term = Constant <value_int: int = @main_term> ()
   row_axis = Constant <value_ints: ints = [0]> ()
   first_row = Unsqueeze (main_term, row_axis)
@@ -218,8 +218,7 @@ _MULTIPLY = (
 _INPUT_ATTRIBUTES = "low, step, activation_bits, weight_shape, weight_terms, minimum, maximum, work, version"
 _CONV_ATTRIBUTES = f"{_INPUT_ATTRIBUTES}, strides, pads, dilations, group, y_inner, residual_inner"
 
-_ND_ATTRIBUTES = f"{_INPUT_ATTRIBUTES}, strides, pads, dilations, group"
-_SPREAD_ATTRIBUTES = f"{_ND_ATTRIBUTES}, by_group, perm, inputs_first, output_padding"
+_SPREAD_ATTRIBUTES = f"{_CONV_ATTRIBUTES}, by_group, perm, inputs_first, output_padding"
 
 _PACKED_CONV2D_THRESHOLD = f"""
 PackedConv2dThreshold <{_CONV_ATTRIBUTES}, reader_work> (codes, bits, scale, bias, thresholds) => (digits) {{
@@ -266,27 +265,33 @@ _BODIES: dict[str, str] = {
     "PackUniform": _PACK_UNIFORM,
     "PackThresholds": _PACK_THRESHOLDS,
     "PackTerms": _PACK_TERMS,
+    "PackUniformNd": _PACK_UNIFORM.replace("PackUniform", "PackUniformNd"),
+    "PackThresholdsNd": _PACK_THRESHOLDS.replace("PackThresholds", "PackThresholdsNd"),
+    "PackTermsNd": _PACK_TERMS.replace("PackTerms", "PackTermsNd"),
     "PackedConv2dThreshold": _PACKED_CONV2D_THRESHOLD,
     "PackedConv2dUniform": _PACKED_CONV2D_UNIFORM,
     **_layer("PackedConv2d", _CONV_ATTRIBUTES, _CONVOLVE),
-    **_layer("PackedConvNd", _ND_ATTRIBUTES, _CONVOLVE),
+    **_layer("PackedConvNd", _CONV_ATTRIBUTES, _CONVOLVE),
     **_layer("PackedConvTranspose", _SPREAD_ATTRIBUTES, _SPREAD),
     **_layer("PackedLinear", _INPUT_ATTRIBUTES, _MULTIPLY),
 }
 
 
-def function_protos(used: set[str], opset: int, domain: str = DOMAIN) -> "list[FunctionProto]":
+def is_nd(node: "NodeProto") -> bool:
+    """Whether a node of the domain is of the family of other than two dimensions, and of transposed convolutions."""
+    return node.domain == DOMAIN and ("Nd" in node.op_type or "Transpose" in node.op_type)
+
+
+def function_protos(used: set[str], opset: int) -> "list[FunctionProto]":
     """Return the bodies of the operations in ``used``, and of those that they call.
 
     Args:
         used: names of operations of the domain.
         opset: version of the standard operations that the bodies are written in, at least 18.
-        domain: one of `DOMAINS`.
     """
     import onnx.parser
 
     wanted = used | ({"UnpackWeight"} if any(name.startswith("Packed") for name in used) else set())
     wanted |= {"PackUniform"} if "PackedConv2dUniform" in used else set()
-    header = f'<domain: "{domain}", opset_import: ["" : {opset}, "{domain}" : {VERSION}]>'
-    bodies = [body.replace(f"{DOMAIN}.", f"{domain}.") for name, body in _BODIES.items() if name in wanted]
-    return [onnx.parser.parse_function(header + body) for body in bodies]
+    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {VERSION}]>'
+    return [onnx.parser.parse_function(header + body) for name, body in _BODIES.items() if name in wanted]

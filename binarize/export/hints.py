@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from binarize.errors import ExportError
-from binarize.export.functions import BODIES_ONLY, DOMAIN, DOMAINS
+from binarize.export.functions import DOMAIN, is_nd
 from binarize.kernels.problem import Conv2dProblem
 from binarize.kernels.speeds import Speeds
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-__all__ = ["add_hints", "keep_to_bodies"]
+__all__ = ["add_hints"]
 
-_WITHOUT_KERNELS = ("PackedConvNd", "PackedConvTranspose")  # how their names begin
 _RESIDUAL = 4  # which input of an operation with `Add` in its name
 
 
@@ -28,40 +27,26 @@ class _Reader(NamedTuple):
     place: int  # of the value among the node's inputs
 
 
-def keep_to_bodies(model: "ModelProto") -> None:
-    """Move operations that no runtime has kernels for, and all that share codes with them, to a domain of their own.
-
-    A kernel lays codes out as it likes, a body reads them as numbers: the two must not meet.
-    """
-    nodes = list(_ours(model))
-    makers = {node.output[0]: node for node in nodes if _makes_codes(node)}
-    readers = _readers(model)
-    found = [node for node in nodes if node.op_type.startswith(_WITHOUT_KERNELS)]
-    while found:
-        node = found.pop()
-        if node.domain == BODIES_ONLY:
-            continue
-        node.domain = BODIES_ONLY
-        found += [makers[name] for name in node.input[:1] if name in makers]
-        if _makes_codes(node):
-            found += [reader.node for reader in readers[node.output[0]] if reader.node.domain == DOMAIN]
-
-
 def add_hints(model: "ModelProto") -> None:
     """Tell each node the work on the codes that it makes or reads, and which floats pass only between our own nodes.
+
+    Nodes of the Nd family are left alone: our library has no kernels for them.
 
     Raises:
         ExportError: codes are read by an operation of another domain.
     """
     graph = model.graph
     outputs = {value.name for value in graph.output}
-    readers = _readers(model)
+    readers: dict[str, list[_Reader]] = defaultdict(list)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            readers[name].append(_Reader(node, index))
     inner = set()
     for node in _ours(model):
         name = node.output[0]
         if _makes_codes(node):
             _require_ours(node, readers[name], name in outputs)
-        if node.domain == BODIES_ONLY:
+        if is_nd(node):
             continue
         if _makes_codes(node):
             _tell_work(node, [reader.node for reader in readers[name]])
@@ -76,15 +61,7 @@ def add_hints(model: "ModelProto") -> None:
 
 
 def _ours(model: "ModelProto") -> "Iterator[NodeProto]":
-    return (node for node in model.graph.node if node.domain in DOMAINS)
-
-
-def _readers(model: "ModelProto") -> dict[str, list[_Reader]]:
-    found: dict[str, list[_Reader]] = defaultdict(list)
-    for node in model.graph.node:
-        for index, name in enumerate(node.input):
-            found[name].append(_Reader(node, index))
-    return found
+    return (node for node in model.graph.node if node.domain == DOMAIN)
 
 
 def _is_layer(node: "NodeProto") -> bool:
@@ -96,7 +73,7 @@ def _makes_codes(node: "NodeProto") -> bool:
 
 
 def _require_ours(node: "NodeProto", readers: list[_Reader], is_output: bool) -> None:
-    other = next((reader.node.op_type for reader in readers if reader.node.domain not in DOMAINS), None)
+    other = next((reader.node.op_type for reader in readers if reader.node.domain != DOMAIN), None)
     if other is not None or is_output:
         raise ExportError(
             f"cannot export {node.name!r} to ONNX: its codes go to {other or 'the output'}, which reads floats; "
@@ -137,7 +114,7 @@ def _all_take_inner(readers: list[_Reader]) -> bool:
 
 def _takes_inner(reader: _Reader) -> bool:
     node = reader.node
-    if node.domain != DOMAIN:
+    if node.domain != DOMAIN or is_nd(node):
         return False
     if _is_layer(node):
         return node.op_type.startswith("PackedConv2d") and reader.place == _RESIDUAL

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from binarize.artifact.files import replacing
 from binarize.errors import ExportError, ModelError
 from binarize.export.clean import clean
-from binarize.export.functions import DOMAINS, VERSION, function_protos
-from binarize.export.hints import add_hints, keep_to_bodies
+from binarize.export.functions import DOMAIN, VERSION, function_protos
+from binarize.export.hints import add_hints
 from binarize.export.plain import to_plain
+from binarize.export.spaces import part_families
 from binarize.export.stand_ins import with_stand_ins
 from binarize.layers.binary import binary_layers
 from binarize.passes.fuse import packed_layers
@@ -175,11 +176,10 @@ def _export(
     clean(program.model, output_names)
     model: ModelProto = onnx_ir.to_proto(program.model)
     _drop_twice_told(model)
-    keep_to_bodies(model)
+    part_families(model)
     add_hints(model)
-    for domain in DOMAINS:
-        used = {node.op_type for node in model.graph.node if node.domain == domain}
-        model.functions.extend(function_protos(used, opset, domain))
+    used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    model.functions.extend(function_protos(used, opset))
     return model
 
 
@@ -200,9 +200,7 @@ def _describe(model: "ModelProto", net: nn.Module, record: Record | None) -> Non
 
     standard = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
     del model.opset_import[:]
-    ours = [domain for domain in DOMAINS if any(body.domain == domain for body in model.functions)]
-    versions = [("", standard), *((domain, VERSION) for domain in ours)]
-    model.opset_import.extend([onnx.helper.make_opsetid(*version) for version in versions])
+    model.opset_import.extend([onnx.helper.make_opsetid("", standard), onnx.helper.make_opsetid(DOMAIN, VERSION)])
     model.ir_version = max(8, onnx.helper.find_min_ir_version_for([model.opset_import[0]]))  # 8: functions
     model.producer_name, model.producer_version = "binarize", __version__
     model.graph.name = type(net).__name__

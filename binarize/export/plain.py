@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from binarize.export.clean import MOST_FOLDED_BYTES
-from binarize.export.functions import DOMAINS
+from binarize.export.functions import DOMAIN
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
@@ -30,11 +30,11 @@ def to_plain(model: "ModelProto") -> "ModelProto":
 
     made: ModelProto = onnx.ModelProto()
     made.CopyFrom(model)
-    bodies = {(body.domain, body.name): body for body in model.functions}
+    bodies = {body.name: body for body in model.functions}
     nodes = [part for node in model.graph.node for part in _expand(node, bodies)]
     del made.graph.node[:], made.functions[:], made.graph.value_info[:]
     made.graph.node.extend(nodes)
-    for item in [item for item in made.opset_import if item.domain in DOMAINS]:
+    for item in [item for item in made.opset_import if item.domain == DOMAIN]:
         made.opset_import.remove(item)
     plain = onnx_ir.from_proto(made)
     optimizer.fold_constants(
@@ -56,12 +56,12 @@ def to_plain(model: "ModelProto") -> "ModelProto":
     return onnx_ir.to_proto(plain)
 
 
-def _expand(node: "NodeProto", bodies: "dict[tuple[str, str], FunctionProto]") -> "Iterator[NodeProto]":
+def _expand(node: "NodeProto", bodies: "dict[str, FunctionProto]") -> "Iterator[NodeProto]":
     """Yield the body of a node of the domain, with names of its own; any other node as it is."""
-    if node.domain not in DOMAINS:
+    if node.domain != DOMAIN:
         yield node
         return
-    body = bodies[node.domain, node.op_type]
+    body = bodies[node.op_type]
     given = {attribute.name: attribute for attribute in node.attribute}
     names = dict(zip(body.input, node.input, strict=True)) | dict(zip(body.output, node.output, strict=True))
     main = next((part.output[0] for part in body.node if part.output[0] in _PRODUCTS), body.output[0])

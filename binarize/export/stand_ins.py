@@ -31,6 +31,9 @@ def with_stand_ins(net: nn.Module) -> nn.Module:
     for name, module in list(made.named_modules(remove_duplicate=False)):
         if isinstance(module, PackActivation | PackedLayer):
             _put(made, name, _stand_in(module, name))
+        elif isinstance(module, nn.Conv3d) and module.bias is None:
+            # onnxscript 0.7 would write a bias of two dimensions where there is none, which no runtime takes
+            module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels), requires_grad=False)
     return made
 
 

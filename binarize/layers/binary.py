@@ -77,9 +77,11 @@ class BinaryLayer(nn.Module, abc.ABC):
 
     Attributes:
         groups: that the input channels fall into.
+        exactness: what the packed form allows its kernels, see `binarize.layers.merged`.
     """
 
     groups: int = 1
+    exactness: str = "exact"
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from binarize.kernels import codes, format, ops
 from binarize.layers.borders import axis_classes, threshold_table
 from binarize.layers.geometry import Geometry
 from binarize.layers.gpu_routes import GpuRoutes
+from binarize.layers.merged import Operands, merge, merged_geometry
 from binarize.layers.pack_activation import ROUTES, PackActivation
 
 __all__ = ["ROUTES", "Geometry", "PackActivation", "PackedConv2d", "PackedLayer", "PackedLinear", "stored_bits"]
@@ -45,6 +46,8 @@ class PackedLayer(nn.Module, abc.ABC):
         bias: ``(o,)``.
         minimum, maximum: the output is clamped to these.
         weight_spec: scheme string the layer was made with.
+        exactness: how far the weight may be from its planes on the route int8, see `binarize.layers.merged`; no file
+            holds it.
     """
 
     bits: Tensor
@@ -60,6 +63,7 @@ class PackedLayer(nn.Module, abc.ABC):
     ) -> None:
         super().__init__()
         self.geometry, self.activation, self.weight_spec = geometry, activation, weight_spec
+        self.exactness = "exact"
         activation.gpu = GpuRoutes((geometry,))
         plain = (geometry.out_channels, geometry.channels // geometry.groups, *geometry.kernel)
         self.weight_shape = weight_shape or plain
@@ -85,6 +89,7 @@ class PackedLayer(nn.Module, abc.ABC):
     @final
     def _forget(self) -> None:
         self._prepared: dict[str, Tensor] = {}
+        self._merged: tuple[str, Operands] | None = None
         self._tables: dict[tuple[int, int], tuple[Tensor, Tensor | None, Tensor | None]] = {}
 
     @final
@@ -126,23 +131,50 @@ class PackedLayer(nn.Module, abc.ABC):
         return torch.stack(terms).reshape(-1, *self.weight_shape)
 
     @final
+    def _odd_sums(self) -> Tensor:
+        """Return the odd integers summed over input channels, ``(t, o, kh, kw)`` int64, without holding them all."""
+        outputs, channels, *kernel = self.weight_shape
+        whole, terms = torch.full((outputs, *kernel), channels, device=self.bits.device), []
+        signs = format.unpack_signs(self.bits, self.depth).reshape(len(self.bits), *self.weight_shape)
+        planes = iter(signs.sum(2, dtype=torch.int32).long())
+        for count in self.geometry.weight_terms:
+            term = torch.zeros_like(whole)
+            for place in range(count):
+                term += next(planes) << place
+            terms.append(term if count else whole)
+        return torch.stack(terms)
+
+    @final
     def prepared(self, x: Tensor) -> Tensor:
         """Return the weight in the kernels' layout for the form that ``x`` has, made once."""
         route = "int8" if x.dtype == torch.uint8 else "popcount"
         if route not in self._prepared:
-            self._prepared[route] = self._prepare(route)
+            self._prepared[route] = _prepared_weight(self.bits, self.geometry, route)
         return self._prepared[route]
 
     @final
-    def _prepare(self, route: str) -> Tensor:
-        geometry = self.geometry
-        sizes: dict[str, Any] = {
-            "out_channels": geometry.out_channels, "channels_per_group": geometry.channels // geometry.groups,
-            "kernel": geometry.kernel, "groups": geometry.groups,
-        }  # fmt: skip
-        if route == "int8":
-            return codes.fold_weight(self.bits, geometry.weight_terms, **sizes)
-        return format.prepare_weight(self.bits, **sizes)
+    def operands(self, x: Tensor) -> Operands:
+        """Return what the kernels multiply an input of the form of ``x`` with; terms are merged where that is asked."""
+        geometry = merged_geometry(self.geometry, self.exactness) if x.dtype == torch.uint8 else None
+        if geometry is None:
+            return Operands(self.geometry, self.prepared(x), self.scale)
+        if self._merged is None or self._merged[0] != self.exactness:
+            self._merged = self.exactness, self._merge(geometry)
+        return self._merged[1]
+
+    @final
+    def _merge(self, geometry: Geometry) -> Operands:
+        odd, unit = merge(self.odd(), self._units(), len(geometry.weight_terms))
+        step = unit.new_tensor(self.activation.step)
+        scale = (unit[:, None] * step[:, None]).flatten(0, 1).float()
+        bits = stored_bits(odd, geometry.weight_terms)
+        return Operands(geometry, _prepared_weight(bits, geometry, "int8"), scale)
+
+    @final
+    def _units(self) -> Tensor:
+        """Return the value of each weight term's odd integers, ``(t, o)`` float64."""
+        main = self.activation.main
+        return self.scale[main :: len(self.activation.step)].double() / self.activation.step[main]
 
     @final
     def tables(self, height: int, width: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -175,9 +207,8 @@ class PackedLayer(nn.Module, abc.ABC):
         Sums of the odd weights are whole and therefore exact in any order; the terms are added one after the other, so
         that every runtime that does the same (kernels/native/onnxruntime) finds the same bits.
         """
-        sums = torch.einsum("toyx,ry,cx->trco", self.odd().sum(2).double(), rows, columns).flatten(1, 2)
-        unit = self.scale[self.activation.main :: len(self.activation.step)].double()
-        unit = unit / self.activation.step[self.activation.main]
+        sums = torch.einsum("toyx,ry,cx->trco", self._odd_sums().double(), rows, columns).flatten(1, 2)
+        unit = self._units()
         total = torch.zeros_like(sums[0])
         for term in range(len(unit)):
             total = total + unit[term] * sums[term]
@@ -203,6 +234,16 @@ class PackedLayer(nn.Module, abc.ABC):
         """Name the sizes and the scheme."""
         geometry = self.geometry
         return f"{geometry.channels}, {geometry.out_channels}, kernel={geometry.kernel}, scheme={self.weight_spec!r}"
+
+
+def _prepared_weight(bits: Tensor, geometry: Geometry, route: str) -> Tensor:
+    sizes: dict[str, Any] = {
+        "out_channels": geometry.out_channels, "channels_per_group": geometry.channels // geometry.groups,
+        "kernel": geometry.kernel, "groups": geometry.groups,
+    }  # fmt: skip
+    if route == "int8":
+        return codes.fold_weight(bits, geometry.weight_terms, **sizes)
+    return format.prepare_weight(bits, **sizes)
 
 
 @final
@@ -239,9 +280,10 @@ class PackedConv2d(PackedLayer):
         shape = (x.shape[0], geometry.out_channels, *geometry.output_size(height, width))
         fused = residual is None or (residual.shape == shape and not any(self.crop))
         limits = (self.minimum, self.maximum) if fused else (-float("inf"), float("inf"))
+        held = self.operands(x)
         arguments = (
-            x, self.prepared(x), self.scale, table, row, column, residual if fused else None,
-            *geometry.arguments(), *limits,
+            x, held.weight, held.scale, table, row, column, residual if fused else None,
+            *held.geometry.arguments(), *limits,
         )  # fmt: skip
         reader = self.reader
         if reader is not None and route == "int8" and reader.thresholds is None and fused and not any(self.crop):
@@ -322,9 +364,10 @@ class PackedLinear(PackedLayer):
         planes = x.reshape(1, 1, -1, *x.shape[-3:])
         added = None if residual is None else residual.reshape(1, 1, -1, outputs).permute(0, 3, 1, 2)
         table, _, _ = self.tables(1, 1)
+        held = self.operands(planes)
         y: Tensor = ops.conv2d(
-            planes, self.prepared(planes), self.scale, table, None, None, added,
-            *self.geometry.arguments(), self.minimum, self.maximum,
+            planes, held.weight, held.scale, table, None, None, added,
+            *held.geometry.arguments(), self.minimum, self.maximum,
         )  # fmt: skip
         return y.permute(0, 2, 3, 1).reshape(*leading, outputs)
 

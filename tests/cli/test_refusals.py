@@ -155,6 +155,9 @@ def test_a_damaged_network(command, desk, tmp_path):
 
 def test_a_model_where_a_converted_network_belongs(desk, tmp_path):
     assert "net.pt" in refused("export", desk.checkpoint, "-o", tmp_path / "net.onnx")
+    for model in (desk.checkpoint, "torchvision:resnet18"):
+        line = refused("export", model, "-o", tmp_path / "net.onnx")
+        assert f"convert it first: binarize convert {model} -o NET" in line
 
 
 def test_a_converted_network_where_a_model_belongs(desk, old):

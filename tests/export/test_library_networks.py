@@ -97,6 +97,8 @@ def test_what_cannot_be_compared_is_refused(small, tmp_path):
 
     with pytest.raises(binarize.BinarizeError, match="no samples"):
         compare(net, path, [])
+    with pytest.raises(binarize.BinarizeError, match=r"images of shape \(1, 8, 8\).*does not take them.*give"):
+        compare(net, path, [torch.randn(2, 1, 8, 8)])
     with pytest.raises(ExportError, match=r"cannot check .*broken.onnx"):
         compare(net, broken, [torch.randn(1, 3, 16, 16)])
 

@@ -15,7 +15,8 @@ def problem(channels=8, weight_terms=(1,), activation_terms=(1,), kernel=(1, 1),
 
 
 def test_levels_are_listed_best_first_and_the_reference_always_runs():
-    names = ["avx512_vpopcntdq_amd", "avx512_vpopcntdq", "avx512_vnni", "avx2", "scalar", "reference"]
+    popcounts = ["avx512_vpopcntdq_amd", "avx512_vpopcntdq"]
+    names = [*popcounts, "avx512_vnni", "avx512bw", "avx2", "neon", "scalar", "reference"]
     assert [name for name, _ in levels()] == names
     assert dict(levels())["reference"] is None
 
@@ -42,7 +43,7 @@ def test_the_environment_forces_one_level(monkeypatch, level):
 def test_an_unknown_level_is_an_error_that_names_the_known_ones(monkeypatch):
     monkeypatch.setenv("BINARIZE_KERNEL", "avx3")
 
-    known = "avx512_vpopcntdq_amd, avx512_vpopcntdq, avx512_vnni, avx2, scalar, reference"
+    known = "avx512_vpopcntdq_amd, avx512_vpopcntdq, avx512_vnni, avx512bw, avx2, neon, scalar, reference"
     with pytest.raises(NoKernelError, match=rf"did you mean 'avx2'.*{known}"):
         dispatch.choose(problem())
 

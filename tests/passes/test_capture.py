@@ -295,3 +295,26 @@ def test_a_captured_detector_detects_the_same():
         for ours, theirs in zip(captured.root(images), model(images), strict=True):
             assert len(theirs["boxes"]) > 0
             assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_what_callers_read_of_a_part_survives_a_copy():
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.width = nn.Conv2d(3, 4, 1), 4
+
+        def forward(self, x):
+            return self.conv(x)
+
+    class Reading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = Part()
+
+        def forward(self, x):
+            return self.part(x)[:, : self.part.width - 1] if float(x.sum()) < 1e9 else x
+
+    captured = capture(Reading())
+
+    assert isinstance(captured.root.part, fx.GraphModule)
+    assert copy.deepcopy(captured.root)(torch.randn(1, 3, 2, 2)).shape == (1, 3, 2, 2)

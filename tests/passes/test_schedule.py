@@ -106,6 +106,37 @@ def test_the_reference_runs_node_by_node(monkeypatch):
     torch.testing.assert_close(net(IMAGES), wanted, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: nn.functional.adaptive_avg_pool2d(x, (1, 1)),
+        lambda x: nn.functional.adaptive_avg_pool2d(x, 1).flatten(1),
+        lambda x: x.mean((2, 3)),
+        lambda x: x.mean([-1, -2], keepdim=True),
+        lambda x: torch.mean(x, [2, 3]),
+        lambda x: x.mean((1, 3)),  # over channels: torch's
+        lambda x: x.mean(1),
+    ],
+)
+def test_means_over_pixels_are_those_of_torch(pool, monkeypatch):
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 6, 3)
+
+        def forward(self, x):
+            return pool(self.b(torch.relu(self.a(x))))
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 9, 7)
+    recipe = binarize.Recipe("xnor-net", convert=("*",), keep_first=False, keep_last=False, smallest=0)
+    net = binarize.pack(binarize.convert(Pooled().eval(), x, recipe=recipe))
+    with torch.no_grad():
+        seen, wanted = net(x), by_nodes(net, x, monkeypatch=monkeypatch)
+    # 15 sums of values below 16, each rounded to half an ulp.
+    torch.testing.assert_close(seen, wanted, rtol=0, atol=15 * 2**-20)
+
+
 def test_what_has_no_kernel_is_left_to_torch_and_named():
     class Odd(nn.Module):
         def __init__(self):

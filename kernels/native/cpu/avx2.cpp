@@ -115,7 +115,7 @@ struct Avx2Planes : Avx2 {
 // as 16-bit numbers, even and odd channels apart.
 template <bool kNarrow>
 struct Avx2Codes : Avx2 {
-  static constexpr int kTile = 4;
+  static constexpr int kTile = kNarrow ? 4 : 3;  // a fourth pixel of even and odd weights would spill
   static constexpr int kVectors = 2;
   static constexpr double kWordsPerMicrosecond = kNarrow ? 20000 : 10000;
 

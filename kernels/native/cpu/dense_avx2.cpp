@@ -17,9 +17,8 @@ struct DenseAvx2 {
   static Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
   static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
   static Vector divide(Vector a, float b) { return _mm256_div_ps(a, _mm256_set1_ps(b)); }
-  static Vector largest(Vector a, Vector b) {
-    const __m256 taken = _mm256_or_ps(_mm256_cmp_ps(b, a, _CMP_GT_OQ), _mm256_cmp_ps(b, b, _CMP_UNORD_Q));
-    return _mm256_blendv_ps(a, b, taken);
+  static Vector largest(Vector a, Vector b) {  // vmaxps gives its second operand where one is NaN
+    return _mm256_blendv_ps(_mm256_max_ps(b, a), b, _mm256_cmp_ps(b, b, _CMP_UNORD_Q));
   }
   static Vector clamp(Vector x, float minimum, float maximum) {  // NaN stays, as the second operand is what it gives
     return _mm256_min_ps(_mm256_set1_ps(maximum), _mm256_max_ps(_mm256_set1_ps(minimum), x));

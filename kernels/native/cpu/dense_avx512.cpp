@@ -17,9 +17,8 @@ struct DenseAvx512 {
   static Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
   static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
   static Vector divide(Vector a, float b) { return _mm512_div_ps(a, _mm512_set1_ps(b)); }
-  static Vector largest(Vector a, Vector b) {
-    const __mmask16 taken = _mm512_cmp_ps_mask(b, a, _CMP_GT_OQ) | _mm512_cmp_ps_mask(b, b, _CMP_UNORD_Q);
-    return _mm512_mask_blend_ps(taken, a, b);
+  static Vector largest(Vector a, Vector b) {  // vmaxps gives its second operand where one is NaN
+    return _mm512_mask_mov_ps(_mm512_max_ps(b, a), _mm512_cmp_ps_mask(b, b, _CMP_UNORD_Q), b);
   }
   static Vector clamp(Vector x, float minimum, float maximum) {  // NaN stays, as the second operand is what it gives
     return _mm512_min_ps(_mm512_set1_ps(maximum), _mm512_max_ps(_mm512_set1_ps(minimum), x));

@@ -259,7 +259,43 @@ void run_dense_part(const void* context, int part, int parts) {
   }
 }
 
-// Depthwise: one input channel for each output channel, vectors run along the channels.
+// Depthwise: one input channel for each output channel, vectors run along the channels. N registers of one pixel.
+template <class L, int N>
+__attribute__((always_inline)) inline void depthwise_registers(const DenseConv2d& c, const Window& window,
+                                                               const float* corner, int64_t channel, int64_t place) {
+  const int64_t channels = c.groups, across = c.dilation_w * channels, down = c.dilation_h * c.w * channels;
+  typename L::Vector sums[N];
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) sums[i] = L::load(c.bias + channel + i * L::kWidth);
+  for (int64_t ky = window.first_row; ky < window.last_row; ++ky) {
+    const float* from = corner + ky * down + window.first_column * across + channel;
+    const float* weight = c.weight + (ky * c.kernel_w + window.first_column) * channels + channel;
+    for (int64_t kx = window.first_column; kx < window.last_column; ++kx, from += across, weight += channels)
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i)
+        sums[i] = L::multiply_add(L::load(from + i * L::kWidth), L::load(weight + i * L::kWidth), sums[i]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) {
+    const int64_t at = place + channel + i * L::kWidth;
+    if (c.residual != nullptr) sums[i] = L::add(sums[i], L::load(c.residual + at));
+    L::store(c.out + at, L::clamp(sums[i], c.minimum, c.maximum));
+  }
+}
+
+inline void depthwise_one(const DenseConv2d& c, const Window& window, const float* corner, int64_t channel,
+                          int64_t place) {
+  const int64_t channels = c.groups;
+  float sum = c.bias[channel];
+  for (int64_t ky = window.first_row; ky < window.last_row; ++ky)
+    for (int64_t kx = window.first_column; kx < window.last_column; ++kx)
+      sum = __builtin_fmaf(corner[(ky * c.dilation_h * c.w + kx * c.dilation_w) * channels + channel],
+                           c.weight[(ky * c.kernel_w + kx) * channels + channel], sum);
+  if (c.residual != nullptr) sum = sum + c.residual[place + channel];
+  sum = c.minimum > sum ? c.minimum : sum;
+  c.out[place + channel] = c.maximum < sum ? c.maximum : sum;
+}
+
 template <class L>
 void run_depthwise_part(const void* context, int part, int parts) {
   const DenseConv2d& c = *static_cast<const DenseConv2d*>(context);
@@ -267,25 +303,16 @@ void run_depthwise_part(const void* context, int part, int parts) {
   for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row) {
     const float* image = c.x + row / c.out_h * c.h * c.w * channels;
     const int64_t top = row % c.out_h * c.stride_h - c.padding_h;
+    Window window;
+    inside(top, c.kernel_h, c.dilation_h, c.h, window.first_row, window.last_row);
     for (int64_t column = 0; column < c.out_w; ++column) {
-      float* to = c.out + (row * c.out_w + column) * channels;
-      const int64_t left = column * c.stride_w - c.padding_w, place = to - c.out;
-      memcpy(to, c.bias, static_cast<size_t>(channels) * 4);
-      for (int ky = 0; ky < c.kernel_h; ++ky) {
-        const int64_t y = top + static_cast<int64_t>(ky) * c.dilation_h;
-        if (y < 0 || y >= c.h) continue;
-        for (int kx = 0; kx < c.kernel_w; ++kx) {
-          const int64_t x = left + static_cast<int64_t>(kx) * c.dilation_w;
-          if (x < 0 || x >= c.w) continue;
-          const float* from = image + (y * c.w + x) * channels;
-          const float* weight = c.weight + (static_cast<int64_t>(ky) * c.kernel_w + kx) * channels;
-          int64_t i = 0;
-          for (; i + L::kWidth <= channels; i += L::kWidth)
-            L::store(to + i, L::multiply_add(L::load(from + i), L::load(weight + i), L::load(to + i)));
-          for (; i < channels; ++i) to[i] = __builtin_fmaf(from[i], weight[i], to[i]);
-        }
-      }
-      finish<L>(to, c.residual == nullptr ? nullptr : c.residual + place, c.minimum, c.maximum, channels, to);
+      const int64_t left = column * c.stride_w - c.padding_w, place = (row * c.out_w + column) * channels;
+      inside(left, c.kernel_w, c.dilation_w, c.w, window.first_column, window.last_column);
+      const float* corner = image + (top * c.w + left) * channels;
+      int64_t i = 0;
+      for (; i + 4 * L::kWidth <= channels; i += 4 * L::kWidth) depthwise_registers<L, 4>(c, window, corner, i, place);
+      for (; i + L::kWidth <= channels; i += L::kWidth) depthwise_registers<L, 1>(c, window, corner, i, place);
+      for (; i < channels; ++i) depthwise_one(c, window, corner, i, place);
     }
   }
 }

@@ -10,29 +10,25 @@ namespace {
 
 constexpr float kLowest = -__builtin_inff(), kZero = 0.0f;
 
-// The taps of one window that are inside the image.
-struct Window {
-  int64_t first_row, last_row, first_column, last_column;  // kernel rows and columns
-  int64_t count() const { return (last_row - first_row) * (last_column - first_column); }
-};
-
-// The first and last + 1 of `kernel` taps at start + tap * dilation that lie in [0, size).
-inline void inside(int64_t start, int64_t kernel, int64_t dilation, int64_t size, int64_t& first, int64_t& last) {
-  first = start < 0 ? rounded_up(-start, dilation) : 0;
-  last = least(kernel, start < size ? rounded_up(size - start, dilation) : 0);
-  if (first > last) first = last;
-}
-
-// One register of channels, or one channel.
-template <class L, bool kLargest>
-typename L::Vector pooled(const Pool& p, const Window& window, const float* from) {
-  typename L::Vector found = L::broadcast(kLargest ? &kLowest : &kZero);
-  for (int64_t ky = window.first_row; ky < window.last_row; ++ky)
-    for (int64_t kx = window.first_column; kx < window.last_column; ++kx) {
-      const auto x = L::load(from + (ky * p.dilation_h * p.w + kx * p.dilation_w) * p.channels);
-      found = kLargest ? L::largest(found, x) : L::add(found, x);
-    }
-  return found;
+// N registers of channels of one window.
+template <class L, bool kLargest, int N>
+__attribute__((always_inline)) inline void pool_registers(const Pool& p, const Window& window, const float* corner,
+                                                          float divisor, float* to) {
+  const int64_t across = p.dilation_w * p.channels, down = p.dilation_h * p.w * p.channels;
+  typename L::Vector found[N];
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) found[i] = L::broadcast(kLargest ? &kLowest : &kZero);
+  for (int64_t ky = window.first_row; ky < window.last_row; ++ky) {
+    const float* from = corner + ky * down + window.first_column * across;
+    for (int64_t kx = window.first_column; kx < window.last_column; ++kx, from += across)
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) {
+        const auto x = L::load(from + i * L::kWidth);
+        found[i] = kLargest ? L::largest(found[i], x) : L::add(found[i], x);
+      }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) L::store(to + i * L::kWidth, kLargest ? found[i] : L::divide(found[i], divisor));
 }
 
 template <bool kLargest>
@@ -53,10 +49,10 @@ template <class L, bool kLargest>
 void pool_pixel(const Pool& p, const Window& window, const float* corner, float* to) {
   const float divisor = static_cast<float>(p.divisor != 0 ? p.divisor : window.count());
   int64_t i = 0;
-  for (; i + L::kWidth <= p.channels; i += L::kWidth) {
-    const auto found = pooled<L, kLargest>(p, window, corner + i);
-    L::store(to + i, kLargest ? found : L::divide(found, divisor));
-  }
+  for (; i + 4 * L::kWidth <= p.channels; i += 4 * L::kWidth)
+    pool_registers<L, kLargest, 4>(p, window, corner + i, divisor, to + i);
+  for (; i + L::kWidth <= p.channels; i += L::kWidth)
+    pool_registers<L, kLargest, 1>(p, window, corner + i, divisor, to + i);
   for (; i < p.channels; ++i) {
     const float found = pooled_one<kLargest>(p, window, corner + i);
     to[i] = kLargest ? found : found / divisor;
