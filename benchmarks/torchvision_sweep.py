@@ -1,7 +1,7 @@
-"""Convert every float model of torchvision and check that the packed form does what the training form does.
+"""Convert every model of torchvision and check that the packed form does what the training form does.
 
     python benchmarks/torchvision_sweep.py results.jsonl              # goes on where it stopped
-    python benchmarks/torchvision_sweep.py results.jsonl --table docs/torchvision.md
+    python benchmarks/torchvision_sweep.py results.jsonl --table docs/torchvision.md   # whole families only
     python benchmarks/torchvision_sweep.py results.jsonl --only resnet18,fasterrcnn_resnet50_fpn
 
 Random weights, small inputs, one process per model so that memory is given back. The scheme is ``encoding:w=4,a=4``;
@@ -17,10 +17,12 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 FAMILIES = (
+    ("quantisable", ("quantized_",)),  # float models, written so that torch's int8 tools can prepare them
     ("detection", ("rcnn", "retinanet", "fcos", "ssd")),
     ("flow", ("raft",)),
     ("segmentation", ("deeplab", "fcn", "lraspp")),
@@ -60,9 +62,9 @@ def example(name: str) -> tuple[Any, ...]:
     if family == "flow":
         return torch.randn(1, 3, 128, 136), torch.randn(1, 3, 128, 136)
     if family == "video":
-        side = 224 if "mvit" in name else 112
+        side = 224 if "mvit" in name or name == "s3d" else 112
         return (torch.randn(1, 3, 16, side, side),)
-    fixed = {"inception_v3": 96, "maxvit_t": 224}
+    fixed = {"inception_v3": 96, "quantized_inception_v3": 96, "maxvit_t": 224}
     side = 518 if name == "vit_h_14" else fixed.get(name, 224 if name.startswith("vit") else 64)
     return (torch.randn(2, 3, 224 if name == "vit_h_14" else side, 224 if name == "vit_h_14" else side),)
 
@@ -77,7 +79,7 @@ def build(name: str) -> Any:
         options |= {"min_size": 128, "max_size": 192}  # or a detector enlarges its images to 800 pixels
     if "rcnn" in name:
         options |= {"rpn_post_nms_top_n_test": 64, "box_detections_per_img": 8}  # random weights propose everywhere
-    if name in ("googlenet", "inception_v3"):
+    if name.endswith(("googlenet", "inception_v3")):
         options["init_weights"] = False
     return spread(torchvision.models.get_model(name, **options).eval())
 
@@ -150,7 +152,7 @@ def agreement(torch: Any, net: Any, packed: Any, args: tuple[Any, ...]) -> dict[
     """Compare the two forms part by part on what each part received in the training form."""
     from torch import fx
 
-    from binarize.layers.binary import BinaryConv2d, BinaryLinear
+    from binarize.layers.binary import BinaryLayer
 
     worst, outputs = 0.0, 0
     seen: list[tuple[str, Any, Any, Any]] = []
@@ -158,7 +160,7 @@ def agreement(torch: Any, net: Any, packed: Any, args: tuple[Any, ...]) -> dict[
     handles = []
     for path, module in net.named_modules():
         part = isinstance(module, fx.GraphModule) and id(module) not in inside
-        if part or (isinstance(module, BinaryConv2d | BinaryLinear) and id(module) not in inside):
+        if part or (isinstance(module, BinaryLayer) and id(module) not in inside):
             keep = lambda m, a, k, y, path=path: seen.append((path, *copy.deepcopy((a, k, y))))  # noqa: E731
             handles.append(module.register_forward_hook(keep, with_kwargs=True))
     with torch.no_grad():
@@ -181,11 +183,16 @@ def tensors(torch: Any, value: Any) -> list[Any]:
     return [tensor for item in items for tensor in tensors(torch, item)]
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]], old: str = "") -> str:
+    """Return the page; sections of families that the results do not hold whole are taken from an old one."""
+    import torchvision
+
+    counts = Counter(family_of(name) for name in torchvision.models.list_models())
+    known = dict(part.split("\n", 1) for part in old.split("\n## ")[1:])
     lines = [
         "# torchvision, model by model",
         "",
-        "Every float model of `torchvision.models.list_models()`, random weights: how many of its weighted layers were",
+        "Every model of `torchvision.models.list_models()`, random weights: how many of its weighted layers were",
         "converted, how many stayed in full precision, and how far the packed form is from the training form: the",
         "largest relative difference of any layer on its own, and of any output. Rounding in the last bit can move an",
         "activation by one code, which a deep network of random weights carries to its outputs; trained networks are",
@@ -193,25 +200,26 @@ def table(results: list[dict[str, Any]]) -> str:
         f"`{LARGE}` (marked \\*). Made by `python benchmarks/torchvision_sweep.py`.",
         "",
     ]
-    for family in [*(family for family, _ in FAMILIES), "other"]:
+    for family in [*(family for family, _ in FAMILIES[1:]), "other", FAMILIES[0][0]]:
         rows = [row for row in results if family_of(row["name"]) == family]
-        if not rows:
-            continue
-        lines += [
-            f"## {family}",
-            "",
-            "| model | converted | kept | graphs | layer | output |",
-            "|---|---|---|---|---|---|",
-        ]
-        lines += [line(row) for row in rows]
-        lines += ["", "Kept, and why:", "", *reasons(rows), ""]
+        if rows and (len(rows) == counts[family] or family not in known):
+            lines += [f"## {family}", *section(rows), ""]
+        elif family in known:
+            lines += [f"## {family}", "", *known[family].strip("\n").split("\n"), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def section(rows: list[dict[str, Any]]) -> list[str]:
+    """Return what stands under the heading of a family."""
+    head = ["", "| model | converted | kept | graphs | layer | output |", "|---|---|---|---|---|---|"]
+    return [*head, *map(line, rows), "", "Kept, and why:", "", *reasons(rows)]
 
 
 def line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"| {row['name']} | failed | | | | {row['error']} |"
-    far = f"{row['layers']:.1e} | {row['difference']:.1e}" if "difference" in row else "nothing to convert |"
+    missing = "not compared |" if row["converted"] else "nothing to convert |"
+    far = f"{row['layers']:.1e} | {row['difference']:.1e}" if "difference" in row else missing
     name = row["name"] + (" \\*" if row["scheme"] == LARGE else "")
     return f"| {name} | {row['converted']} | {row['kept']} | {row.get('parts', '')} | {far} |"
 
@@ -231,7 +239,7 @@ def reasons(rows: list[dict[str, Any]]) -> list[str]:
 def run(arguments: argparse.Namespace) -> None:
     import torchvision
 
-    names = [name for name in torchvision.models.list_models() if not name.startswith("quantized_")]
+    names = torchvision.models.list_models()
     names = [name for name in names if not arguments.only or name in arguments.only.split(",")]
     done = {row["name"] for row in read(arguments.results)}
     for name in names:
@@ -263,7 +271,9 @@ def main() -> None:
         warnings.simplefilter("ignore")
         print(json.dumps(check(arguments.one)))
     elif arguments.table:
-        Path(arguments.table).write_text(table(read(arguments.results)), encoding="utf-8")
+        page = Path(arguments.table)
+        old = page.read_text(encoding="utf-8") if page.exists() else ""
+        page.write_text(table(read(arguments.results), old), encoding="utf-8")
     else:
         run(arguments)
 

@@ -18,6 +18,7 @@ from binarize.errors import ModelError, NothingConvertedError, RecipeError, near
 from binarize.layers.binary import BinaryLayer
 from binarize.layers.merged import allow
 from binarize.layers.packed import PackedLayer
+from binarize.passes.attention import open_attention
 from binarize.passes.capture import Captured, capture
 from binarize.passes.decompose_groups import DecomposeGroups
 from binarize.passes.decompose_layers import DecomposeLayers, decompose
@@ -90,7 +91,8 @@ def convert(
     _require_unconverted(model)
     require_finite(model)
     in_training = any(module.training for module in model.modules())
-    teacher = copy.deepcopy(model).eval() if in_training else model
+    teacher = copy.deepcopy(model).eval() if in_training or _has_attention(model) else model
+    open_attention(teacher)
     inputs = _calibration_inputs(recipe, example_inputs, data)
     levels = _levels(teacher, inputs[0])
     captured = capture(copy.deepcopy(teacher))
@@ -128,7 +130,9 @@ def plan(model: nn.Module, recipe: Recipe | None = None) -> Record:
     """
     recipe = recipe or Recipe()
     default = build_scheme(recipe.scheme)
-    captured = capture(copy.deepcopy(model).eval())
+    opened = copy.deepcopy(model).eval()
+    open_attention(opened)
+    captured = capture(opened)
     planned = _plan(captured, recipe, default, {} if "" in captured.graphs else _levels_on_noise(model))
     if any(isinstance(scheme.structure, Groupwise) for scheme in planned.schemes.values()):
         captured.root.to("meta")  # copies of what holds no numbers cost nothing
@@ -146,6 +150,10 @@ def _calibration_inputs(recipe: Recipe, example: Any, data: Iterable[Any] | None
         )
         return [(random_images((3, 224, 224), 8, recipe.seed),)]
     return [example if isinstance(example, tuple) else (example,)]
+
+
+def _has_attention(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.MultiheadAttention) for module in model.modules())
 
 
 def _levels(model: nn.Module, arguments: tuple[Any, ...]) -> dict[str, int]:
@@ -182,12 +190,6 @@ def _levels_on_noise(model: nn.Module) -> dict[str, int]:
 
 
 def _plan(captured: Captured, recipe: Recipe, default: Scheme, levels: Mapping[str, int]) -> _Plan:
-    rules = Rules(
-        keep=(*recipe.keep, *(pattern for pattern, text in recipe.layers.items() if text == FULL_PRECISION)),
-        convert=(*recipe.convert, *(pattern for pattern, text in recipe.layers.items() if text != FULL_PRECISION)),
-        first=recipe.keep_first, last=recipe.keep_last, depthwise=recipe.keep_depthwise, shared=recipe.keep_shared,
-        smallest=recipe.smallest,
-    )  # fmt: skip
     schemes: dict[str, Scheme] = {}
     layers: list[LayerRecord] = []
     found = sites(captured)
@@ -195,6 +197,7 @@ def _plan(captured: Captured, recipe: Recipe, default: Scheme, levels: Mapping[s
     for site in found:
         site = dataclasses.replace(site, levels=levels.get(site.name, 1))
         at_end = _takes_ends(site, recipe)
+        rules = _rules(site.name, recipe)
         reason = why_not(site, dataclasses.replace(rules, first=False, last=False, smallest=0) if at_end else rules)
         if reason is None:
             schemes[site.name] = _scheme_of(site, recipe, build_scheme(recipe.ends) if at_end else default)
@@ -222,11 +225,25 @@ def _require_matches(recipe: Recipe, names: Sequence[str]) -> None:
                 raise RecipeError(f"{what}{nearest(pattern, names)}; the layers are {layers}")
 
 
+def _rules(name: str, recipe: Recipe) -> Rules:
+    """Return the rules for one layer; of the patterns with a scheme or "fp" the first that matches counts."""
+    pattern = _pattern_of(name, recipe)
+    named = () if pattern is None else (pattern,)
+    keeps = pattern is not None and recipe.layers[pattern] == FULL_PRECISION
+    return Rules(
+        keep=(*recipe.keep, *(named if keeps else ())), convert=(*recipe.convert, *(() if keeps else named)),
+        first=recipe.keep_first, last=recipe.keep_last, depthwise=recipe.keep_depthwise, shared=recipe.keep_shared,
+        smallest=recipe.smallest,
+    )  # fmt: skip
+
+
 def _scheme_of(site: Site, recipe: Recipe, default: Scheme) -> Scheme:
-    for pattern, text in recipe.layers.items():
-        if fnmatch.fnmatchcase(site.name, pattern):
-            return build_scheme(text)
-    return default
+    pattern = _pattern_of(site.name, recipe)
+    return default if pattern is None else build_scheme(recipe.layers[pattern])
+
+
+def _pattern_of(name: str, recipe: Recipe) -> str | None:
+    return next((pattern for pattern in recipe.layers if fnmatch.fnmatchcase(name, pattern)), None)
 
 
 def _decompose_groups(captured: Captured, planned: _Plan) -> _Plan:

@@ -1,9 +1,11 @@
-"""Detection: a detector of torchvision trained, converted, fine-tuned with its teacher inside, packed and compared.
+"""Detection: a detector trained, converted, fine-tuned with its teacher inside, packed and compared.
 
 Usage: python examples/detection.py FOLDER --train bccd:bccd_train.npz --val bccd:bccd_val.npz
-       python examples/detection.py FOLDER --model fasterrcnn_mobilenet_v3_large_320_fpn ...
+       python examples/detection.py FOLDER --model two-stage ...          (Faster R-CNN on the same small features)
+       python examples/detection.py FOLDER --model fcos_resnet50_fpn ...  (or any detector of torchvision, on a GPU)
        python examples/detection.py FOLDER --tiny        (a minute, on discs and boxes)
 
+The models of this file, "one-stage" (RetinaNet) and "two-stage" (Faster R-CNN), are small enough to learn on a CPU.
 Backbone and pyramid become binary; a head that all levels of the pyramid share stays in full precision (``--recipe``
 says otherwise). Writes ``results.json`` (COCO's mAP), the packed network and a page with pictures. The run can be
 stopped at any time; the same command goes on.
@@ -17,7 +19,12 @@ from typing import Any
 import shapes
 import torch
 import torchvision
-from torch import nn
+from segmentation import Block
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 import binarize
 from binarize.data import Images
@@ -28,12 +35,58 @@ from binarize.training.scenes import detection_loss
 SCHEMES = ("encoding:w=4,a=4",)
 
 
-def build(name: str, classes: int, tiny: bool) -> nn.Module:
-    """Return an untrained detector; small pictures stay small."""
+class Features(nn.Module):
+    """A residual network and a pyramid of strides 8, 16 and 32 on it."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stage1 = Block(width, width, 2)
+        self.stage2 = Block(width, 2 * width, 2)
+        self.stage3 = Block(2 * width, 4 * width, 2)
+        self.stage4 = Block(4 * width, 4 * width, 2)
+        self.out_channels = 4 * width
+        self.pyramid = FeaturePyramidNetwork([2 * width, 4 * width, 4 * width], self.out_channels)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Map ``(n, 3, h, w)`` to the three maps of the pyramid, the finest first."""
+        low = self.stage2(self.stage1(self.stem(x)))
+        middle = self.stage3(low)
+        found: dict[str, Tensor] = self.pyramid({"0": low, "1": middle, "2": self.stage4(middle)})
+        return found
+
+
+def one_stage(classes: int, size: int) -> nn.Module:
+    return RetinaNet(Features(), classes, anchor_generator=anchors(3), **sizes(size))
+
+
+def two_stage(classes: int, size: int) -> nn.Module:
+    features = Features()
+    return FasterRCNN(
+        features, rpn_anchor_generator=anchors(3), box_roi_pool=MultiScaleRoIAlign(["0", "1", "2"], 5, 2),
+        box_head=TwoMLPHead(25 * features.out_channels, 128), box_predictor=FastRCNNPredictor(128, classes),
+        rpn_post_nms_top_n_train=200, rpn_post_nms_top_n_test=100, box_batch_size_per_image=64, **sizes(size),
+    )  # fmt: skip
+
+
+def anchors(each: int) -> AnchorGenerator:
+    scales = tuple(tuple(int(side * 2 ** (step / each)) for step in range(each)) for side in (12, 28, 56))
+    return AnchorGenerator(scales, ((0.5, 1.0, 2.0),) * 3)
+
+
+def sizes(size: int) -> dict[str, int]:
+    return {"min_size": size, "max_size": 2 * size}
+
+
+SMALL = {"one-stage": one_stage, "two-stage": two_stage}
+
+
+def build(name: str, classes: int, size: int | None) -> nn.Module:
+    """Return an untrained detector; images are resized to ``size`` on their shorter side, or as the model does."""
+    if name in SMALL:
+        return SMALL[name](classes, size or 160)
     options: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": classes}
-    if tiny:
-        options |= {"min_size": 64, "max_size": 80} if "320" not in name else {}
-    return torchvision.models.get_model(name, **options)
+    return torchvision.models.get_model(name, **options, **(sizes(size) if size else {}))
 
 
 def train(model: nn.Module, data: Images, epochs: int, rate: float) -> None:
@@ -64,7 +117,7 @@ class Table:
 
     def original(self) -> nn.Module:
         """Return the teacher, trained at most once."""
-        model = build(self.given.model, len(self.data.classes), self.given.tiny)
+        model = build(self.given.model, len(self.data.classes), self.given.size)
         weights = self.folder / "original.pt"
         if weights.exists():
             model.load_state_dict(torch.load(weights, weights_only=True))
@@ -115,13 +168,14 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--train", default="bccd:bccd_train.npz")
     parser.add_argument("--val", default="bccd:bccd_val.npz")
-    parser.add_argument("--model", default="ssdlite320_mobilenet_v3_large")
+    parser.add_argument("--model", default="one-stage", help="or two-stage, or a name of torchvision")
     parser.add_argument("--scheme", action="append", help="train these only; repeatable")
     parser.add_argument("--recipe", type=Path, help="a TOML file: what to convert, and how")
     parser.add_argument("--original-epochs", type=int, default=60)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, help="of the shorter side that images are resized to")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--pictures", type=int, default=4)
     parser.add_argument("--device", default="cpu")
@@ -133,7 +187,7 @@ def main(words: list[str] | None = None) -> None:
         for seed, name in enumerate(("train", "val")):
             shapes.detection(given.folder / f"{name}.npz", 8, seed)
             setattr(given, name, f"bccd:{given.folder / name}.npz")
-        given.original_epochs, given.epochs = 2, 1
+        given.original_epochs, given.epochs, given.size = 2, 1, 64 if given.model in SMALL else None
     table = Table(given)
     model = table.original()
     for scheme in given.scheme or SCHEMES:

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from torch import nn
 
-__all__ = ["why_not_replaceable"]
+__all__ = ["reads_of", "why_not_replaceable"]
 
 
 def why_not_replaceable(parent: nn.Module, name: str, child: nn.Module) -> str | None:
@@ -23,6 +23,12 @@ def why_not_replaceable(parent: nn.Module, name: str, child: nn.Module) -> str |
                 if attribute == name and (why := _harm(use, child)):
                     return f"{type(parent).__name__} {why.format(f'self.{name}')}; only what is called alone is traced"
     return None
+
+
+def reads_of(parent: nn.Module, name: str) -> tuple[str, ...]:
+    """Return what the code of ``parent`` reads of ``self.<name>`` other than by calling it."""
+    uses = (use for kind in type(parent).__mro__ if kind is not object for use in _uses(kind))
+    return tuple(member for attribute, member in uses if attribute == name)
 
 
 def _harm(use: str, child: nn.Module) -> str | None:

@@ -30,6 +30,18 @@ def test_a_pattern_that_matches_one_layer_is_taken():
     assert any(layer.reason and repr(name) in layer.reason for layer in plan(Residual(), Recipe(keep=(name,))).layers)
 
 
+@pytest.mark.parametrize("first", ["encoding:w=2,a=2", "fp"])
+def test_of_patterns_that_match_a_layer_the_first_counts(first):
+    name = plan(Residual()).layers[1].name
+    rest = "fp" if first != "fp" else "encoding:w=2,a=2"
+
+    found = {layer.name: layer for layer in plan(Residual(), Recipe(layers={name: first, "*": rest})).layers}
+
+    for layer in found.values():
+        wanted = first if layer.name == name else rest
+        assert layer.scheme == (None if wanted == "fp" else wanted), layer
+
+
 def test_a_converted_network_is_not_converted_again():
     net = convert(Residual().eval(), IMAGES)
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from binarize.layers.attention import attend
 from binarize.passes.capture import require_default
 
 __all__ = ["ATTRIBUTES", "METHODS", "function_named", "is_wrapped", "name_of"]
@@ -148,7 +149,7 @@ def _plain() -> dict[str, Callable[..., Any]]:
         for name in names.split()
         if hasattr(home, name)
     }
-    return {**found, "binarize.require_default": require_default}
+    return {**found, "binarize.require_default": require_default, "binarize.attend": attend}
 
 
 @functools.cache
@@ -182,7 +183,7 @@ def function_named(name: str) -> Callable[..., Any] | None:
 
 def is_wrapped(name: str) -> bool:
     """Return whether ``name`` is a function of Python that its library asks tracers to leave whole."""
-    return name in _TORCHVISION
+    return name in _TORCHVISION or name == "binarize.attend"
 
 
 def _is_operator(name: str) -> bool:

@@ -39,7 +39,7 @@ def benchmark(
     """Time NET beside its original in fp32 and int8."""
     from binarize.benchmark import benchmark as run
 
-    subject = open_net(network)
+    subject = open_net(network, arch, trust, arch_used=against is not None)
     images = None if data is None else _load(subject, data, mean, std, channels)
     original, trained = _original(subject, against, arch, trust)
     found = run(

@@ -29,6 +29,7 @@ __all__ = ["export"]
 @click.option("--portable", is_flag=True, help="Standard operations only, for runtimes that know no functions.")
 @click.option("--opset", type=click.IntRange(18, 26), default=18, show_default=True, help="Of the standard operations.")
 @click.option("--dynamic-size", is_flag=True, help="Leave height and width open too.")
+@click.option("--part", metavar="PATH", help="Of a network that was captured by parts: the one to write.")
 @click.option("--check", "data", metavar="SPEC", help="Run the file on these images and compare with NET.")
 @click.option("--mean", type=FLOATS, help="Subtracted from --check's images after division by 255, per channel.")
 @click.option("--std", type=FLOATS, help="Divided by after --mean, per channel.")
@@ -42,6 +43,7 @@ def export(
     portable: bool,
     opset: int,
     dynamic_size: bool,
+    part: str | None,
     data: str | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
@@ -57,18 +59,24 @@ def export(
     """
     from binarize.cli.writing import require_separate, require_writable
     from binarize.export.onnx import export_onnx
+    from binarize.export.parts import part_of
     from binarize.tables import size
 
+    if part is not None and data is not None:
+        raise click.UsageError("--check gives images to the whole network; of a --part compare the outputs yourself")
     require_separate([output], (network, arch))
     require_writable(output)
     _require_converted(network)
     subject = open_net(network, arch, trust)
+    net, inputs = (subject.net, None) if part is None else part_of(subject.net, part)
     if kind == "openvino":
         from binarize.export.openvino import export_openvino
 
-        export_openvino(subject.net, output, dynamic_size=dynamic_size)
+        export_openvino(net, output, example_inputs=inputs, dynamic_size=dynamic_size)
     else:
-        export_onnx(subject.net, output, opset=opset, dynamic_size=dynamic_size, portable=portable)
+        export_onnx(
+            net, output, example_inputs=inputs, opset=opset, dynamic_size=dynamic_size, portable=portable
+        )  # fmt: skip
     written = output.stat().st_size + _weights_of(output, kind)
     found = [] if data is None else _compare(subject.net, output, kind, portable, data, mean, std, samples)
     if as_json:

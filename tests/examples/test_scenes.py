@@ -40,11 +40,11 @@ def test_segmentation_gives_the_same_masks_packed_and_pictures_of_them(tmp_path,
     assert (tmp_path / "group-net-k-2-rates-2-3.png").read_bytes()[16:24] == bytes([0, 0, 1, 12, 0, 0, 0, 100])
 
 
-def test_detection_gives_the_same_boxes_packed_and_keeps_shared_heads(tmp_path):
-    example("detection.py", tmp_path, "--tiny", "--pictures", 1, "--model", "ssdlite320_mobilenet_v3_large")
+@pytest.mark.parametrize("model", ["one-stage", "two-stage"])
+def test_detectors_of_one_stage_and_of_two_are_trained_converted_and_measured(tmp_path, model):
+    example("detection.py", tmp_path, "--tiny", "--pictures", 1, "--model", model)
 
     found = json.loads((tmp_path / "results.json").read_text())["encoding:w=4,a=4"]
-    assert found["same_as_training_form"] == 1.0
     assert 0 <= found["map"] <= found["map50"] <= 1
     assert (tmp_path / "encoding-w-4-a-4.safetensors").stat().st_size == found["bytes"]
 
@@ -69,7 +69,7 @@ def test_the_table_of_scenes_is_trained(tmp_path, task, kind, monkeypatch):
 
 
 MODELS = """
-import torchvision
+from detection import one_stage
 from torch import nn
 
 
@@ -90,6 +90,5 @@ def segmentation():
 
 
 def detection():
-    options = {"weights": None, "weights_backbone": None, "num_classes": 3}
-    return torchvision.models.detection.ssdlite320_mobilenet_v3_large(**options)
+    return one_stage(3, 64)
 """

@@ -1,67 +1,23 @@
 """Groups become branches. Branches start as equal copies, so two of them must give what one binary group gives."""
 
-import copy
-
 import models
 import pytest
 import torch
+from decomposed import Chain, decomposed, layerwise, lively, schemes_for
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import get_model
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.rpn import AnchorGenerator
-from torchvision.models.resnet import Bottleneck, ResNet
-from torchvision.models.segmentation.fcn import FCN, FCNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
-from binarize.layers.binary import BinaryConv2d, binary_layers
+from binarize.layers.binary import binary_layers
 from binarize.layers.branches import Branches, branch_groups
 from binarize.passes.capture import capture
 from binarize.passes.decompose_groups import DecomposeGroups
-from binarize.passes.decompose_layers import DecomposeLayers
-from binarize.passes.select import Rules, sites, why_not
+from binarize.passes.select import Rules
 from binarize.schemes.presets import build_scheme
-
-ALL = Rules(smallest=0)
-
-
-def schemes_for(captured, path, scheme, rules=ALL, only=""):
-    prefix = f"{path}." if path else ""
-    found = [
-        s.name for s in sites(captured) if s.graph == path and s.name.startswith(only) and why_not(s, rules) is None
-    ]
-    return {name.removeprefix(prefix): build_scheme(scheme) for name in found}
-
-
-def decomposed(model, scheme, rules=ALL, only=""):
-    """Return the model with its groups as branches, what became of them, and why the others did not."""
-    captured, made, skipped = capture(copy.deepcopy(model)), [], {}
-    for path, gm in captured.graphs.items():
-        chosen = schemes_for(captured, path, scheme, rules, only)
-        step = DecomposeGroups(chosen)
-        skipped |= step(gm).skipped
-        made += step.made
-        inside = {layer for connection in step.made for layer in connection.layers}
-        DecomposeLayers({name: build_scheme("xnor-net") for name in chosen if name not in inside})(gm)
-    return captured.root.eval(), made, skipped
-
-
-def layerwise(model, rules=ALL, only=""):
-    captured = capture(copy.deepcopy(model))
-    for path, gm in captured.graphs.items():
-        DecomposeLayers(schemes_for(captured, path, "xnor-net", rules, only))(gm)
-    return captured.root.eval()
-
-
-class Chain(nn.Sequential):
-    """Convolutions in a row, as VGG has them."""
-
-    def __init__(self):
-        block = [nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-        super().__init__(
-            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), *copy.deepcopy(block), *block, nn.Flatten(), nn.Linear(32, 5)
-        )  # fmt: skip
 
 
 class Dense(nn.Module):
@@ -122,15 +78,6 @@ NETWORKS = [models.Residual, models.Grouped, Chain, Dense, Preactivated, Pyramid
 
 def flat(outputs):
     return torch.cat([y.flatten() for y in outputs]) if isinstance(outputs, tuple) else outputs
-
-
-def lively(model):
-    """Statistics of their own, so that no two layers are alike."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
-    return model.eval()
 
 
 @torch.no_grad()
@@ -285,105 +232,6 @@ def test_the_router_knows_the_channels_or_says_why_not():
 
     _, _, skipped = decomposed(Dense().eval(), "group-net:k=2,stored=4")
     assert any("router cannot know" in reason for reason in skipped.values())
-
-
-# BPAC
-
-
-def dilated(blocks=(1, 1, 1, 1)):
-    backbone = ResNet(Bottleneck, list(blocks), width_per_group=16, replace_stride_with_dilation=[False, True, True])
-    for unused in ("avgpool", "fc"):
-        delattr(backbone, unused)
-
-    class Features(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.backbone = backbone
-
-        def forward(self, x):
-            b = self.backbone
-            x = b.maxpool(b.relu(b.bn1(b.conv1(x))))
-            return {"out": b.layer4(b.layer3(b.layer2(b.layer1(x))))}
-
-    return FCN(Features(), FCNHead(2048, 3)).eval()
-
-
-def convolutions(body):
-    return [m for m in body.modules() if isinstance(m, BinaryConv2d) and m.kernel_size == (3, 3)]
-
-
-@torch.no_grad()
-def test_each_branch_has_its_own_dilation_and_the_output_its_size():
-    """Check 8 of docs/methods.md; in the published code every branch ends with the last rate."""
-    model, x = dilated((1, 1, 2, 2)), torch.randn(1, 3, 64, 64)
-    net, made, _ = decomposed(model, "group-net:k=3,rates=2-4", Rules(), only="backbone.backbone.")
-
-    found = {c.name.split("backbone.")[-1]: net.get_submodule(c.branches) for c in made}
-    for name, group in found.items():
-        for branch, body in enumerate(group.bodies):
-            for conv in convolutions(body):
-                rate = branch + 2 if name in ("layer3.1", "layer4.0", "layer4.1") else 1
-                assert conv.dilation == conv.padding == (rate, rate), name
-    assert net(x)["out"].shape == model(x)["out"].shape
-
-
-@torch.no_grad()
-def test_a_dilated_branch_sees_further():
-    model = dilated((1, 1, 2, 1))
-    net, made, _ = decomposed(model, "group-net:k=3,rates=1-3,gates=off", only="backbone.backbone.layer3.1")
-    (group,) = [net.get_submodule(c.branches) for c in made]
-    x = torch.zeros(1, 1024, 15, 15)
-    y = x.clone()
-    y[..., 7, 7] = 1
-    for branch, body in enumerate(group.bodies):
-        rows, columns = (body(y) != body(x)).any(1)[0].nonzero().T
-        assert set((rows - 7).tolist()) <= {-1 - branch, 0, 1 + branch}
-        assert set((columns - 7).tolist()) <= {-1 - branch, 0, 1 + branch}
-
-
-@torch.no_grad()
-def test_dropped_strides_keep_the_size_that_comes_in():
-    model, x = models.Residual().eval(), torch.randn(1, 3, 8, 8)
-    net, made, _ = decomposed(model, "group-net:k=2,rates=2-3,strides=drop", only="block2")
-    seen = {}
-    net.get_submodule(made[0].branches).register_forward_hook(lambda module, args, y: seen.update(y=y))
-    net(x)
-
-    assert seen["y"].shape == (1, 16, 8, 8)
-    for branch, body in enumerate(net.get_submodule(made[0].branches).bodies):
-        assert {m.stride for m in body.modules() if isinstance(m, BinaryConv2d)} == {(1, 1)}
-        assert [conv.dilation for conv in convolutions(body)] == [(branch + 2, branch + 2)] * 2
-
-
-def test_a_pool_of_an_even_window_needs_its_stride():
-    _, made, skipped = decomposed(Chain().eval(), "group-net:k=2,strides=drop")
-
-    assert not made
-    assert all("even window" in reason for reason in skipped.values())
-
-
-@torch.no_grad()
-def test_shortcuts_add_the_input_of_each_convolution_to_its_normalised_output():
-    model, x = lively(models.Residual()), torch.randn(2, 8, 6, 6)
-    net, _, _ = decomposed(model, "group-net:k=1,shortcuts=on")
-    body = net.get_submodule("block1").bodies[0]
-    part = body.get_submodule
-    u = F.relu(part("bn1")(part("conv1")(x)) + x)
-    v = F.relu(part("bn2")(part("conv2")(u)) + u)  # x is in u: the block's own shortcut would count it twice
-
-    torch.testing.assert_close(body(x), v, rtol=0, atol=2.0**-21 * float(v.max()))  # two additions in another order
-
-
-@torch.no_grad()
-def test_a_block_keeps_its_own_shortcut_where_none_brings_its_input_along():
-    model, x = lively(models.Residual()), torch.randn(2, 8, 6, 6)
-    net, _, _ = decomposed(model, "group-net:k=1,shortcuts=on")
-    body = net.get_submodule("block2").bodies[0]
-    part = body.get_submodule
-    u = F.relu(part("bn1")(part("conv1")(x)))  # of another shape than x
-    v = F.relu(part("bn2")(part("conv2")(u)) + u + part("shortcut")(x))
-
-    torch.testing.assert_close(body(x), v, rtol=0, atol=2.0**-20 * float(v.max()))  # three additions in another order
 
 
 # Real networks
