@@ -23,12 +23,14 @@ from binarize.benchmark import interleave
 from binarize.peers import OnnxModel, write_fp32, write_int8
 
 
-def contenders(name: str, scheme: str, images: torch.Tensor, threads: int, folder: Path) -> dict[str, nn.Module]:
+def contenders(
+    name: str, recipe: binarize.Recipe, images: torch.Tensor, threads: int, folder: Path
+) -> dict[str, nn.Module]:
     """Build all networks, ours checked against the packed form."""
     model = torchvision.models.get_model(name, weights=None).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # says that noise is no data, and it is none
-        packed = binarize.pack(binarize.convert(model, images, scheme))
+        packed = binarize.pack(binarize.convert(model, images, recipe=recipe))
     ours, fp32, int8 = (folder / file for file in ("ours.onnx", "fp32.onnx", "int8.onnx"))
     binarize.export_onnx(packed, ours, example_inputs=images[:1])
     write_fp32(model, images[:1], fp32)
@@ -50,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="+", help="networks of torchvision.models")
     parser.add_argument("--scheme", action="append", help="repeatable; xnor-net and encoding:w=4,a=4 by default")
+    parser.add_argument("--ends", default="fp", help="scheme of the first and last layers")
     parser.add_argument("--size", type=int, default=224, help="side of the image")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
@@ -60,12 +63,14 @@ def main() -> None:
             torch.manual_seed(0)
             images = torch.randn(8, 3, options.size, options.size)
             with tempfile.TemporaryDirectory() as folder:
-                nets = contenders(name, scheme, images, options.threads, Path(folder))
+                nets = contenders(
+                    name, binarize.Recipe(scheme, ends=options.ends), images, options.threads, Path(folder)
+                )
                 calls = {key: (lambda net=net, x=images[:1]: net(x)) for key, net in nets.items()}
                 times = interleave(calls, options.rounds, 300.0)
             for key, taken in times.items():
                 median, p10 = statistics.median(taken) / 1e3, sorted(taken)[len(taken) // 10] / 1e3
-                row = {"network": name, "scheme": scheme, "threads": options.threads, "runs": key}
+                row = {"network": name, "scheme": scheme, "ends": options.ends, "threads": options.threads, "runs": key}
                 print(json.dumps({**row, "median_ms": round(median, 2), "p10_ms": round(p10, 2)}), flush=True)
 
 
