@@ -197,7 +197,8 @@ def table(results: list[dict[str, Any]], old: str = "") -> str:
         "largest relative difference of any layer on its own, and of any output. Rounding in the last bit can move an",
         "activation by one code, which a deep network of random weights carries to its outputs; trained networks are",
         f"compared by their decisions. Scheme `{SMALL}`; models of more than {LARGEST // 10**6} million weights took",
-        f"`{LARGE}` (marked \\*). Made by `python benchmarks/torchvision_sweep.py`.",
+        f"`{LARGE}` (marked \\*). Made by `python benchmarks/torchvision_sweep.py`. Where forms were not compared, the",
+        "counts are those of `binarize.convert.plan`.",
         "",
     ]
     for family in [*(family for family, _ in FAMILIES[1:]), "other", FAMILIES[0][0]]:
