@@ -157,16 +157,14 @@ def write_nncf_int8(source: Path, images: Tensor, path: Path) -> int:
         ExportError: NNCF is missing or cannot quantise it.
     """
     try:
-        import nncf
         import openvino
+        from nncf import Dataset, QuantizationPreset, quantize  # an empty namespace of this name may be left behind
     except ImportError as cause:
         raise ExportError("cannot quantise for OpenVINO: NNCF is not installed; pip install openvino nncf") from cause
     batch = OnnxModel(source).batch or len(images)
     pieces = [piece.numpy() for piece in images.split(batch) if len(piece) == batch]
     with _quiet():
-        made = nncf.quantize(
-            openvino.Core().read_model(str(source)), nncf.Dataset(pieces), preset=nncf.QuantizationPreset.MIXED
-        )
+        made = quantize(openvino.Core().read_model(str(source)), Dataset(pieces), preset=QuantizationPreset.MIXED)
         openvino.save_model(made, str(path), compress_to_fp16=False)
     return path.stat().st_size + path.with_suffix(".bin").stat().st_size
 
