@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import threading
 
 import numpy as np
@@ -274,8 +275,8 @@ def test_eight_threads_on_two_sessions_give_the_same_bits_and_memory_stays_const
         gc.collect()
         return psutil.Process().memory_info().rss
 
-    before = round_of(50)
-    after = round_of(250)
+    held = [round_of(50), *(round_of(250) for _ in range(3))]
 
     assert wrong == []
-    assert after - before < 8 * 2**20  # a leak of one output a run would be 30 MB
+    # A leak of one output a run would be 30 MB in every round; what the allocator keeps for new threads comes once.
+    assert min(after - before for before, after in itertools.pairwise(held)) < 8 * 2**20
