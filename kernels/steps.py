@@ -19,7 +19,7 @@ from binarize.kernels.schedule import Draft, Value, dense_level
 
 __all__ = ["conv2d", "conv2d_threshold", "dense_conv2d", "dense_weight", "pack", "pool", "why_not_conv2d"]
 
-_VALUES, _CODES, _DIGITS = 0, 1, 2  # ConvStep::Form of native/schedule.h
+_VALUES, _CODES, _DIGITS = 0, 1, 2  # Form of native/schedule.h
 _UNCODED = (0, 0.0, 0.0, 1)
 
 
@@ -159,7 +159,7 @@ def dense_conv2d(draft: Draft, conv: nn.Conv2d, padding: Sequence[int], x: Value
     tables = draft.keep(dense_weight(conv)), draft.keep(bias)
     fixed = dense_level(), size, window, *channels, source.channels_last, *tables, *limits
     return draft.call(
-        lambda to, at: to.dense(*fixed, at(source), at(None), at(out)), [source], out
+        lambda to, at: to.dense(*fixed, at(source), at(out)), [source], out
     )  # fmt: skip
 
 

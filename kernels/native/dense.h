@@ -17,7 +17,6 @@ struct DenseConv2d {
   const float* x;         // (n, h, w, all channels)
   const float* weight;    // (groups, blocks of 32 outputs, taps, channels, 32); filled up with zeros
   const float* bias;      // (all output channels)
-  const float* residual;  // like out, or null
   float* out;             // (n, out_h, out_w, all output channels)
   float minimum, maximum;
   int threads;

@@ -5,7 +5,7 @@
 // threads may run it at the same time, each with an arena.
 #pragma once
 
-#include <memory>
+#include <functional>
 #include <vector>
 
 #include "dense.h"
@@ -44,84 +44,20 @@ struct Frame {
   }
 };
 
-class Step {
- public:
-  virtual ~Step() = default;
-  virtual Status run(const Frame& frame) const = 0;
-};
+// One kernel call: what does not change is held, tensors and threads come from the frame.
+using Step = std::function<Status(const Frame&)>;
 
-// A packed convolution. `call` holds what does not change; `cleared` bytes of the output are zeroed first.
-class ConvStep final : public Step {
- public:
-  enum Form { values = 0, codes = 1, digits = 2 };
-  ConvStep(int level, const Geometry& geometry, const Conv2d& call, Form form, Place x, Place residual, Place out,
-           int64_t cleared);
-  Status run(const Frame& frame) const override;
+// What a packed convolution answers in.
+enum class Form { values = 0, codes = 1, digits = 2 };
 
- private:
-  int level_;
-  Geometry geometry_;
-  Conv2d call_;
-  Form form_;
-  Place x_, residual_, out_;
-  int64_t cleared_;
-};
-
-class PackStep final : public Step {
- public:
-  PackStep(int level, const Pack& call, bool codes, Place x, Place out);
-  Status run(const Frame& frame) const override;
-
- private:
-  int level_;
-  Pack call_;
-  bool codes_;
-  Place x_, out_;
-};
-
-class DenseStep final : public Step {
- public:
-  DenseStep(int level, const DenseConv2d& call, Place x, Place residual, Place out);
-  Status run(const Frame& frame) const override;
-
- private:
-  int level_;
-  DenseConv2d call_;
-  Place x_, residual_, out_;
-};
-
-class PoolStep final : public Step {
- public:
-  PoolStep(int level, const Pool& call, Place x, Place out);
-  Status run(const Frame& frame) const override;
-
- private:
-  int level_;
-  Pool call_;
-  Place x_, out_;
-};
-
-class SumStep final : public Step {
- public:
-  SumStep(int level, const Sum& call, Place a, Place b, Place out);
-  Status run(const Frame& frame) const override;
-
- private:
-  int level_;
-  Sum call_;
-  Place a_, b_, out_;
-};
-
-class TransposeStep final : public Step {
- public:
-  TransposeStep(int level, const Transpose& call, Place x, Place out);
-  Status run(const Frame& frame) const override;
-
- private:
-  int level_;
-  Transpose call_;
-  Place x_, out_;
-};
+// A packed convolution; `cleared` bytes of the output are zeroed first.
+Step conv_step(int level, const Geometry& geometry, const Conv2d& call, Form form, Place x, Place residual, Place out,
+               int64_t cleared);
+Step pack_step(int level, const Pack& call, bool codes, Place x, Place out);
+Step dense_step(int level, const DenseConv2d& call, Place x, Place out);
+Step pool_step(int level, const Pool& call, Place x, Place out);
+Step sum_step(int level, const Sum& call, Place a, Place b, Place out);
+Step transpose_step(int level, const Transpose& call, Place x, Place out);
 
 class Schedule {
  public:
@@ -129,17 +65,14 @@ class Schedule {
   Schedule(const Schedule&) = delete;
   Schedule& operator=(const Schedule&) = delete;
 
-  void add(std::unique_ptr<Step> step) { steps_.push_back(std::move(step)); }
+  void add(Step step) { steps_.push_back(std::move(step)); }
   size_t size() const { return steps_.size(); }
 
-  // Run every step; stops at the first that fails.
-  Status run(const Frame& frame) const;
-
-  // The same, with the nanoseconds that each step took.
-  Status run_timed(const Frame& frame, std::vector<int64_t>& nanoseconds) const;
+  // Run every step; stops at the first that fails. The nanoseconds of each go to `nanoseconds` where it is not null.
+  Status run(const Frame& frame, std::vector<int64_t>* nanoseconds = nullptr) const;
 
  private:
-  std::vector<std::unique_ptr<Step>> steps_;
+  std::vector<Step> steps_;
 };
 
 }  // namespace binarize

@@ -47,7 +47,7 @@ void add_conv2d(Schedule& schedule, int level, const Geometry& geometry, const S
   call.out_h = size[3];
   call.out_w = size[4];
   call.weight = at<const uint32_t>(weight);
-  const bool digits = form == ConvStep::digits;
+  const bool digits = static_cast<Form>(form) == Form::digits;
   call.scale = at<const float>(tables[0]);
   call.bias = digits ? nullptr : at<const float>(tables[1]);
   call.thresholds = digits ? at<const int32_t>(tables[1]) : nullptr;
@@ -61,8 +61,8 @@ void add_conv2d(Schedule& schedule, int level, const Geometry& geometry, const S
   call.low = static_cast<float>(low);
   call.inverse_step = static_cast<float>(inverse_step);
   call.top = static_cast<float>((1 << bits) - 1);
-  schedule.add(std::make_unique<ConvStep>(level, geometry, call, static_cast<ConvStep::Form>(form), place_of(x),
-                                          place_of(residual), place_of(out), cleared));
+  schedule.add(conv_step(level, geometry, call, static_cast<Form>(form), place_of(x), place_of(residual), place_of(out),
+                         cleared));
 }
 
 void add_pack(Schedule& schedule, int level, bool codes, const Sizes& size, int groups, int planes, int words,
@@ -81,7 +81,7 @@ void add_pack(Schedule& schedule, int level, bool codes, const Sizes& size, int 
   call.inverse_step = static_cast<float>(inverse_step);
   call.thresholds = at<const float>(thresholds);
   call.thresholds_shared = shared;
-  schedule.add(std::make_unique<PackStep>(level, call, codes, place_of(x), place_of(out)));
+  schedule.add(pack_step(level, call, codes, place_of(x), place_of(out)));
 }
 
 // Window: kernel, stride, padding and dilation, rows before columns.
@@ -100,7 +100,7 @@ void set_window(Call& call, const Sizes& size, const std::vector<int>& window) {
 
 void add_dense(Schedule& schedule, int level, const Sizes& size, const std::vector<int>& window, int groups,
                int channels, int out_channels, bool channels_last, uintptr_t weight, uintptr_t bias, double minimum,
-               double maximum, Where x, Where residual, Where out) {
+               double maximum, Where x, Where out) {
   require(level >= 0 && level < kDenseLevelCount, "bad step");
   DenseConv2d call{};
   set_window(call, size, window);
@@ -112,7 +112,7 @@ void add_dense(Schedule& schedule, int level, const Sizes& size, const std::vect
   call.bias = at<const float>(bias);
   call.minimum = static_cast<float>(minimum);
   call.maximum = static_cast<float>(maximum);
-  schedule.add(std::make_unique<DenseStep>(level, call, place_of(x), place_of(residual), place_of(out)));
+  schedule.add(dense_step(level, call, place_of(x), place_of(out)));
 }
 
 void add_pool(Schedule& schedule, int level, const Sizes& size, const std::vector<int>& window, int64_t channels,
@@ -123,20 +123,20 @@ void add_pool(Schedule& schedule, int level, const Sizes& size, const std::vecto
   call.channels = channels;
   call.largest = largest;
   call.divisor = divisor;
-  schedule.add(std::make_unique<PoolStep>(level, call, place_of(x), place_of(out)));
+  schedule.add(pool_step(level, call, place_of(x), place_of(out)));
 }
 
 void add_sum(Schedule& schedule, int level, int64_t count, double minimum, double maximum, Where a, Where b,
              Where out) {
   require(level >= 0 && level < kDenseLevelCount, "bad step");
   const Sum call{count, nullptr, nullptr, nullptr, static_cast<float>(minimum), static_cast<float>(maximum)};
-  schedule.add(std::make_unique<SumStep>(level, call, place_of(a), place_of(b), place_of(out)));
+  schedule.add(sum_step(level, call, place_of(a), place_of(b), place_of(out)));
 }
 
 void add_transpose(Schedule& schedule, int level, int64_t n, int64_t rows, int64_t columns, Where x, Where out) {
   require(level >= 0 && level < kDenseLevelCount, "bad step");
   const Transpose call{n, rows, columns, nullptr, nullptr};
-  schedule.add(std::make_unique<TransposeStep>(level, call, place_of(x), place_of(out)));
+  schedule.add(transpose_step(level, call, place_of(x), place_of(out)));
 }
 
 int run(const Schedule& schedule, uintptr_t arena, const std::vector<uintptr_t>& inputs,
@@ -154,7 +154,7 @@ std::vector<int64_t> run_timed(const Schedule& schedule, uintptr_t arena, const 
                                const std::vector<uintptr_t>& outputs, int threads) {
   std::vector<int64_t> nanoseconds;
   nb::gil_scoped_release released;
-  schedule.run_timed({at<char>(arena), inputs, outputs, threads}, nanoseconds);
+  schedule.run({at<char>(arena), inputs, outputs, threads}, &nanoseconds);
   return nanoseconds;
 }
 

@@ -194,19 +194,15 @@ MultiplyTile multiplier_of(int64_t pixels) {
     return pixels >= P ? multiply<L, P> : multiplier_of<L, P - 1>(pixels);
 }
 
-// Residual, clamp and store of whole registers; what is left over goes through memory of its own.
+// Clamp and store of whole registers; what is left over goes through memory of its own.
 template <class L>
-inline void finish(const float* sums, const float* residual, float minimum, float maximum, int64_t lanes, float* to) {
+inline void finish(const float* sums, float minimum, float maximum, int64_t lanes, float* to) {
   int64_t lane = 0;
   for (; lane + L::kWidth <= lanes; lane += L::kWidth) {
-    auto y = L::load(sums + lane);
-    if (residual != nullptr) y = L::add(y, L::load(residual + lane));
-    L::store(to + lane, L::clamp(y, minimum, maximum));
+    L::store(to + lane, L::clamp(L::load(sums + lane), minimum, maximum));
   }
   for (; lane < lanes; ++lane) {
-    float y = sums[lane];
-    if (residual != nullptr) y = y + residual[lane];
-    y = minimum > y ? minimum : y;
+    const float y = minimum > sums[lane] ? minimum : sums[lane];
     to[lane] = maximum < y ? maximum : y;
   }
 }
@@ -235,8 +231,7 @@ void run_dense_rows(const DensePlan& plan, int64_t image, int64_t first, int64_t
         const int64_t place = ((image * plan.rows + first + y) * plan.columns + start) * plan.all_outputs + channel;
         for (int64_t pixel = 0; pixel < pixels; ++pixel) {
           const int64_t at = place + pixel * plan.all_outputs;
-          finish<L>(sums[pixel], c.residual == nullptr ? nullptr : c.residual + at, c.minimum, c.maximum, lanes,
-                    c.out + at);
+          finish<L>(sums[pixel], c.minimum, c.maximum, lanes, c.out + at);
         }
       }
     }
@@ -278,7 +273,6 @@ __attribute__((always_inline)) inline void depthwise_registers(const DenseConv2d
 #pragma GCC unroll 4
   for (int i = 0; i < N; ++i) {
     const int64_t at = place + channel + i * L::kWidth;
-    if (c.residual != nullptr) sums[i] = L::add(sums[i], L::load(c.residual + at));
     L::store(c.out + at, L::clamp(sums[i], c.minimum, c.maximum));
   }
 }
@@ -291,7 +285,6 @@ inline void depthwise_one(const DenseConv2d& c, const Window& window, const floa
     for (int64_t kx = window.first_column; kx < window.last_column; ++kx)
       sum = __builtin_fmaf(corner[(ky * c.dilation_h * c.w + kx * c.dilation_w) * channels + channel],
                            c.weight[(ky * c.kernel_w + kx) * channels + channel], sum);
-  if (c.residual != nullptr) sum = sum + c.residual[place + channel];
   sum = c.minimum > sum ? c.minimum : sum;
   c.out[place + channel] = c.maximum < sum ? c.maximum : sum;
 }
