@@ -15,7 +15,6 @@ from binarize.data import random_images
 from binarize.errors import ModelError
 from binarize.layers.binary import binary_layers
 from binarize.layers.branches import branch_groups
-from binarize.layers.merged import merged_geometry
 from binarize.layers.packed import PackedLayer
 from binarize.passes.pack import pack
 from binarize.recipe import Recipe
@@ -267,7 +266,7 @@ class _Layers:
         if not isinstance(module, PackedLayer):
             return None
         chosen = module.activation.route
-        merges = chosen == "int8" and merged_geometry(module.geometry, module.exactness) is not None
+        merges = module.geometry_on(chosen) is not module.geometry
         return f"{chosen} ({module.exactness})" if merges else chosen
 
     def _bytes(self, layer: LayerRecord, scheme: Scheme | None) -> int:

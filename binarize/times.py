@@ -13,9 +13,8 @@ from torch import nn
 from binarize.cost import example_arguments, measure_macs
 from binarize.data import random_images
 from binarize.errors import ModelError
-from binarize.kernels.problem import Conv2dProblem
 from binarize.kernels.speeds import Speeds, speeds
-from binarize.layers.merged import merged_geometry
+from binarize.layers.geometry import problem_of
 from binarize.layers.packed import PackedConv2d, PackedLayer, PackedLinear
 from binarize.passes.schedule import ScheduledGraph, runner_of
 from binarize.passes.stretch import Stretch
@@ -85,10 +84,8 @@ def layer_times(
 def _predicted(layer: PackedLayer, macs: int, rates: Speeds) -> float | None:
     if not isinstance(layer, PackedConv2d | PackedLinear):
         return None
-    codes, geometry = layer.activation.route == "int8", layer.geometry
-    if codes:
-        geometry = merged_geometry(geometry, layer.exactness) or geometry
-    problem = dataclasses.replace(Conv2dProblem(*geometry.arguments()), codes=codes)
+    route = layer.activation.route
+    problem = problem_of(layer.geometry_on(route), route)
     pixels = macs / (layer.geometry.out_channels * layer.depth)
     return rates.nanoseconds(problem) * pixels / 1e3
 

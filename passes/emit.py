@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import functools
 from collections.abc import Mapping
 from math import inf, prod
 from typing import final
@@ -12,9 +11,11 @@ from torch import fx, nn
 
 from binarize.errors import ModelError
 from binarize.kernels import steps
-from binarize.kernels.problem import Conv2dProblem, UniformCode
+from binarize.kernels.problem import UniformCode
 from binarize.kernels.schedule import Draft, Value
-from binarize.layers.packed import Geometry, PackActivation, PackedConv2d, PackedLinear
+from binarize.layers.geometry import problem_of
+from binarize.layers.pack_activation import PackActivation, route_of
+from binarize.layers.packed import PackedConv2d, PackedLinear
 
 __all__ = [
     "Addition",
@@ -29,11 +30,9 @@ __all__ = [
     "Packing",
     "Pooling",
     "Same",
-    "problem_of",
 ]
 
 Values = Mapping[fx.Node, Value]
-FORMS = {"popcount": torch.empty(0, dtype=torch.int32), "int8": torch.empty(0, dtype=torch.uint8)}
 
 
 class Operation(abc.ABC):
@@ -67,12 +66,6 @@ def _image(value: Value, name: str) -> Value:
     return value
 
 
-@functools.lru_cache(maxsize=4096)
-def problem_of(geometry: Geometry, route: str) -> Conv2dProblem:
-    """Return the problem of a layer; the same object for the same sizes, as problems are compared by identity."""
-    return dataclasses.replace(Conv2dProblem(*geometry.arguments()), codes=route == "int8")
-
-
 def _emit_packing(draft: Draft, packing: PackActivation, x: Value) -> Value:
     """Add what `PackActivation._pack` does."""
     packing.require_channels(x.shape[:2])
@@ -83,8 +76,16 @@ def _emit_packing(draft: Draft, packing: PackActivation, x: Value) -> Value:
     )  # fmt: skip
 
 
-def _route_of(x: Value) -> str:
-    return "int8" if x.dtype == torch.uint8 else "popcount"
+def _as_image(rows: Value, name: str) -> Value:
+    """Return rows ``(..., c)`` as the pixels of one image ``(1, c, rows, 1)`` in the same memory."""
+    if len(rows.shape) == 4:  # whose memory may be in either order
+        raise ModelError(f"cannot schedule {name!r}: its rows come from an image")
+    return dataclasses.replace(rows, shape=(1, rows.shape[-1], prod(rows.shape[:-1]), 1), channels_last=True)
+
+
+def _emit_packed_rows(draft: Draft, packing: PackActivation, rows: Value, name: str) -> Value:
+    packed = _emit_packing(draft, packing, _as_image(rows, name))
+    return dataclasses.replace(packed, shape=(*rows.shape[:-1], 1, *packed.shape[-2:]))
 
 
 @final
@@ -98,14 +99,9 @@ class Packing(Operation):
     def emit(self, draft: Draft, values: Values) -> Value:
         """See `PackActivation.forward`."""
         x = values[self.node.args[0]]  # type: ignore[index]  # operation_of looked
-        if not self.packing.rows:
-            return _emit_packing(draft, self.packing, _image(x, self.node.name))
-        leading, channels = x.shape[:-1], x.shape[-1]
-        if len(x.shape) == 4:
-            raise ModelError(f"cannot schedule {self.node.name!r}: its rows come from an image")
-        flat = dataclasses.replace(x, shape=(1, channels, prod(leading), 1), channels_last=True)
-        packed = _emit_packing(draft, self.packing, flat)
-        return dataclasses.replace(packed, shape=(*leading, 1, *packed.shape[-2:]))
+        if self.packing.rows:
+            return _emit_packed_rows(draft, self.packing, x, self.node.name)
+        return _emit_packing(draft, self.packing, _image(x, self.node.name))
 
 
 @final
@@ -123,8 +119,8 @@ class PackedConvolution(Operation):
         if x.dtype == torch.float32:
             x = _emit_packing(draft, layer.activation, _image(x, name))
         height, width = x.shape[1:3]
-        held = layer.operands(FORMS[_route_of(x)])
-        problem = problem_of(held.geometry, _route_of(x))
+        held = layer.operands(x.dtype)
+        problem = problem_of(held.geometry, route_of(x.dtype))
         if x.shape[3:] != problem.x_shape:
             raise ModelError(f"cannot schedule {name!r}: its input is {x}")
         table, row, column = layer.tables(height, width)
@@ -138,17 +134,9 @@ class PackedConvolution(Operation):
             raise ModelError(f"cannot schedule {name!r}: it adds {residual} to {shape}")
         code = None if reader is None else _code_of(reader, problem.out_channels)
         y = steps.conv2d(
-            draft,
-            problem,
-            x,
-            held.weight,
-            held.scale,
-            table,
-            (row, column),
-            residual,
-            (layer.minimum, layer.maximum),
+            draft, problem, x, held.weight, held.scale, table, (row, column), residual, (layer.minimum, layer.maximum),
             code,
-        )
+        )  # fmt: skip
         return y if reader is None or code is not None else _emit_packing(draft, reader, y)
 
 
@@ -172,17 +160,13 @@ class PackedRows(Operation):
         """See `PackedLinear.forward`."""
         layer, x = self.layer, values[self.node.args[0]]  # type: ignore[index]
         if x.dtype == torch.float32:
-            if len(x.shape) == 4:
-                raise ModelError(f"cannot schedule {self.node.name!r}: its rows come from an image")
-            flat = dataclasses.replace(x, shape=(1, x.shape[-1], prod(x.shape[:-1]), 1), channels_last=True)
-            packed = _emit_packing(draft, layer.activation, flat)
-            x = dataclasses.replace(packed, shape=(*x.shape[:-1], 1, *packed.shape[-2:]))
+            x = _emit_packed_rows(draft, layer.activation, x, self.node.name)
         leading = x.shape[:-3]
         if 0 in leading:
             raise ModelError(f"cannot schedule {self.node.name!r}: it has no rows")
-        held = layer.operands(FORMS[_route_of(x)])
+        held = layer.operands(x.dtype)
         planes = dataclasses.replace(x, shape=(1, 1, prod(leading), *x.shape[-3:]))
-        problem, limits = problem_of(held.geometry, _route_of(x)), (layer.minimum, layer.maximum)
+        problem, limits = problem_of(held.geometry, route_of(x.dtype)), (layer.minimum, layer.maximum)
         classes = None, None
         y = steps.conv2d(
             draft, problem, planes, held.weight, held.scale, layer.tables(1, 1)[0], classes, None, limits
@@ -231,13 +215,12 @@ class FloatRows(Operation):
     def emit(self, draft: Draft, values: Values) -> Value:
         """Add the float kernel."""
         x, linear = values[self.node.args[0]], self.linear  # type: ignore[index]
-        if x.dtype != torch.float32 or len(x.shape) == 4 or x.shape[-1] != linear.in_features:
+        if x.dtype != torch.float32 or x.shape[-1] != linear.in_features:
             raise ModelError(f"cannot schedule {self.node.name!r}: its input is {x}")
         conv = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None, device="meta")
         conv.weight = nn.Parameter(linear.weight.detach()[:, :, None, None], requires_grad=False)
         conv.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
-        flat = dataclasses.replace(x, shape=(1, x.shape[-1], prod(x.shape[:-1]), 1), channels_last=True)
-        y = steps.dense_conv2d(draft, conv, (0, 0), flat, (-inf, inf))
+        y = steps.dense_conv2d(draft, conv, (0, 0), _as_image(x, self.node.name), (-inf, inf))
         return dataclasses.replace(y, shape=(*x.shape[:-1], linear.out_features), channels_last=False)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from binarize.kernels import steps
+from binarize.layers.geometry import problem_of
 from binarize.layers.packed import PackActivation, PackedConv2d, PackedLinear
 from binarize.passes.emit import (
     Addition,
@@ -23,7 +24,6 @@ from binarize.passes.emit import (
     Packing,
     Pooling,
     Same,
-    problem_of,
 )
 from binarize.passes.operations import add_of, clamp_of, is_inplace, module_of
 

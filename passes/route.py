@@ -5,7 +5,6 @@ routes are chosen where a network is packed or loaded, for a GPU where it first 
 """
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Sequence
@@ -15,10 +14,9 @@ from torch import fx, nn
 
 from binarize.errors import ModelError, NoKernelError, nearest
 from binarize.kernels.dispatch import choose
-from binarize.kernels.problem import Conv2dProblem
 from binarize.kernels.speeds import Speeds, speeds
+from binarize.layers.geometry import problem_of
 from binarize.layers.gpu_routes import GpuRoutes
-from binarize.layers.merged import merged_geometry
 from binarize.layers.packed import ROUTES, Geometry, PackActivation, PackedConv2d, PackedLayer
 from binarize.passes.base import Pass, PassResult
 from binarize.passes.graph import Call, call_of, calls
@@ -43,15 +41,10 @@ def asked_route() -> str | None:
 def why_not(geometry: Geometry, route: str) -> str | None:
     """Return why no kernel here runs a layer of that geometry on ``route``, or None."""
     try:
-        choose(_problem(geometry, route))
+        choose(problem_of(geometry, route))
     except NoKernelError as error:
         return f"no kernel runs it on the route {route}: {'; '.join(dict.fromkeys(error.reasons.values()))}"
     return None
-
-
-@functools.lru_cache(maxsize=4096)
-def _problem(geometry: Geometry, route: str) -> Conv2dProblem:
-    return dataclasses.replace(Conv2dProblem(*geometry.arguments()), codes=route == "int8")
 
 
 @final
@@ -98,12 +91,10 @@ class ChooseRoutes(Pass):
 
     def _nanoseconds(self, layer: PackedLayer, route: str) -> float:
         """Return the predicted time of a layer per pixel of its input, or infinity where no kernel runs it."""
-        geometry = layer.geometry
-        if route == "int8":
-            geometry = merged_geometry(geometry, layer.exactness) or geometry
+        geometry = layer.geometry_on(route)
         if why_not(geometry, route) is not None:
             return math.inf
-        return self.speeds.nanoseconds(_problem(geometry, route)) / math.prod(geometry.stride)
+        return self.speeds.nanoseconds(problem_of(geometry, route)) / math.prod(geometry.stride)
 
     def _reason(self, layers: Sequence[PackedLayer]) -> str:
         assert self.asked is not None

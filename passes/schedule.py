@@ -48,7 +48,7 @@ class Runner:
     """A graph cut into stretches and single nodes, and the facts under which it was cut so."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
-        self.gm, self.graph = gm, gm.graph
+        self.gm, self.graph, self.by_torch = gm, gm.graph, fx.Interpreter(gm)
         self.reasons: dict[str, str] = {}
         self.items = tuple(self._cut())
         self.placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
@@ -137,14 +137,7 @@ class Runner:
     def _call(self, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
         """Run one node by torch."""
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
-        if node.op == "call_module":
-            return self.gm.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        if node.op == "get_attr":
-            home, _, name = str(node.target).rpartition(".")
-            return getattr(self.gm.get_submodule(home), name)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return getattr(self.by_torch, node.op)(node.target, args, kwargs)
 
 
 _GLOBAL_HOOKS = (

@@ -1,10 +1,13 @@
 """The sizes of a packed layer."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, final
 
-__all__ = ["Geometry"]
+from binarize.kernels.problem import Conv2dProblem
+
+__all__ = ["Geometry", "problem_of"]
 
 
 @final
@@ -46,3 +49,9 @@ class Geometry:
         """Rebuild from what `dataclasses.asdict` gave, lists for tuples allowed."""
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
         return cls(**given)
+
+
+@functools.lru_cache(maxsize=4096)
+def problem_of(geometry: Geometry, route: str) -> Conv2dProblem:
+    """Return what the kernels solve on a route: one object for all of the same sizes, since identity compares them."""
+    return dataclasses.replace(Conv2dProblem(*geometry.arguments()), codes=route == "int8")

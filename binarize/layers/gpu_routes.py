@@ -1,15 +1,13 @@
 """The route of a packed tensor on a GPU: chosen where it is first packed there, since that may be another machine."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import final
 
 import torch
 
 from binarize.kernels.cuda.rates import gpu_rates
-from binarize.kernels.problem import Conv2dProblem
 from binarize.kernels.speeds import Speeds
-from binarize.layers.geometry import Geometry
+from binarize.layers.geometry import Geometry, problem_of
 
 __all__ = ["GpuRoutes", "quickest"]
 
@@ -40,7 +38,6 @@ def quickest(readers: Sequence[Geometry], rates: Speeds) -> str:
     """Return the quicker route at these rates; every layer runs on both."""
 
     def nanoseconds(route: str) -> float:
-        problems = (Conv2dProblem(*reader.arguments()) for reader in readers)
-        return sum(rates.nanoseconds(dataclasses.replace(problem, codes=route == "int8")) for problem in problems)
+        return sum(rates.nanoseconds(problem_of(reader, route)) for reader in readers)
 
     return min(("popcount", "int8"), key=nanoseconds)

@@ -11,10 +11,15 @@ from binarize.kernels import ops
 from binarize.layers.gpu_routes import GpuRoutes
 from binarize.schemes.base import Levels
 
-__all__ = ["ROUTES", "PackActivation"]
+__all__ = ["ROUTES", "PackActivation", "route_of"]
 
 ROUTES = ("popcount", "int8")
 """How a packed layer may be executed: planes by popcount, or whole codes by int8 products. Both give the same bits."""
+
+
+def route_of(dtype: torch.dtype) -> str:
+    """Return the route of what was packed: codes are uint8, planes int32."""
+    return "int8" if dtype == torch.uint8 else "popcount"
 
 
 @final

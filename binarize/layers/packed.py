@@ -20,7 +20,7 @@ from binarize.layers.borders import axis_classes, threshold_table
 from binarize.layers.geometry import Geometry
 from binarize.layers.gpu_routes import GpuRoutes
 from binarize.layers.merged import Operands, merge, merged_geometry
-from binarize.layers.pack_activation import ROUTES, PackActivation
+from binarize.layers.pack_activation import ROUTES, PackActivation, route_of
 
 __all__ = ["ROUTES", "Geometry", "PackActivation", "PackedConv2d", "PackedLayer", "PackedLinear", "stored_bits"]
 
@@ -86,6 +86,11 @@ class PackedLayer(nn.Module, abc.ABC):
         """Channels of its input."""
         return self.geometry.channels
 
+    def geometry_on(self, route: str) -> Geometry:
+        """Return the sizes with the weight terms that are multiplied on a route: fewer where they are merged."""
+        merged = merged_geometry(self.geometry, self.exactness) if route == "int8" else None
+        return merged or self.geometry
+
     @final
     def _forget(self) -> None:
         self._prepared: dict[str, Tensor] = {}
@@ -145,19 +150,19 @@ class PackedLayer(nn.Module, abc.ABC):
         return torch.stack(terms)
 
     @final
-    def prepared(self, x: Tensor) -> Tensor:
-        """Return the weight in the kernels' layout for the form that ``x`` has, made once."""
-        route = "int8" if x.dtype == torch.uint8 else "popcount"
+    def prepared(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight in the kernels' layout for planes (int32) or codes (uint8), made once."""
+        route = route_of(dtype)
         if route not in self._prepared:
             self._prepared[route] = _prepared_weight(self.bits, self.geometry, route)
         return self._prepared[route]
 
     @final
-    def operands(self, x: Tensor) -> Operands:
-        """Return what the kernels multiply an input of the form of ``x`` with; terms are merged where that is asked."""
-        geometry = merged_geometry(self.geometry, self.exactness) if x.dtype == torch.uint8 else None
-        if geometry is None:
-            return Operands(self.geometry, self.prepared(x), self.scale)
+    def operands(self, dtype: torch.dtype) -> Operands:
+        """Return what planes (int32) or codes (uint8) are multiplied with; terms are merged where that is asked."""
+        geometry = self.geometry_on(route_of(dtype))
+        if geometry is self.geometry:
+            return Operands(geometry, self.prepared(dtype), self.scale)
         if self._merged is None or self._merged[0] != self.exactness:
             self._merged = self.exactness, self._merge(geometry)
         return self._merged[1]
@@ -274,13 +279,13 @@ class PackedConv2d(PackedLayer):
         route = None if self.reader is None else self.reader.gpu.route(x.device, self.reader.route)
         if route == "popcount" and self.answers_in_thresholds():
             planes: Tensor = ops.conv2d_threshold(
-                x, self.prepared(x), *self.thresholds(height, width), row, column, *geometry.arguments()
+                x, self.prepared(x.dtype), *self.thresholds(height, width), row, column, *geometry.arguments()
             )
             return planes
         shape = (x.shape[0], geometry.out_channels, *geometry.output_size(height, width))
         fused = residual is None or (residual.shape == shape and not any(self.crop))
         limits = (self.minimum, self.maximum) if fused else (-float("inf"), float("inf"))
-        held = self.operands(x)
+        held = self.operands(x.dtype)
         arguments = (
             x, held.weight, held.scale, table, row, column, residual if fused else None,
             *held.geometry.arguments(), *limits,
@@ -364,7 +369,7 @@ class PackedLinear(PackedLayer):
         planes = x.reshape(1, 1, -1, *x.shape[-3:])
         added = None if residual is None else residual.reshape(1, 1, -1, outputs).permute(0, 3, 1, 2)
         table, _, _ = self.tables(1, 1)
-        held = self.operands(planes)
+        held = self.operands(planes.dtype)
         y: Tensor = ops.conv2d(
             planes, held.weight, held.scale, table, None, None, added,
             *held.geometry.arguments(), self.minimum, self.maximum,

@@ -52,6 +52,10 @@ class PackedConvNd(PackedLayer):
         """Channels of its input; `geometry` has those of several frames."""
         return self.space.channels
 
+    def geometry_on(self, route: str) -> Geometry:
+        """Return the sizes; its pieces multiply every term on either route."""
+        return self.geometry
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map planes or floats ``(n, c, *sizes)``, and what to add, to ``(n, o, *sizes')``."""
         if x.is_floating_point():

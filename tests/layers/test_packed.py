@@ -63,7 +63,7 @@ def test_packed_convolution_equals_the_training_form(scheme, drawn):
     packed = pack_layer(layer)
     with torch.no_grad():
         planes = packed.activation(x)
-        whole = ops.conv2d_integer(planes, packed.prepared(planes), *packed.geometry.arguments())
+        whole = ops.conv2d_integer(planes, packed.prepared(planes.dtype), *packed.geometry.arguments())
         out, wanted = packed(x), layer(x)
 
     codes, odd = layer.activation.codes(x).double(), layer.odd().double()

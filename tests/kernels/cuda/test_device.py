@@ -159,7 +159,7 @@ def test_mixed_devices_are_refused_and_out_of_memory_leaves_the_network_usable(n
     layer = next(module for module in there.modules() if type(module).__name__ == "PackedConv2d")
     planes = layer.activation(torch.randn(1, layer.geometry.channels, 8, 8, device="cuda"))
     with pytest.raises(ModelError, match="all tensors must be on one device"):
-        ops.conv2d_integer(planes, layer.prepared(planes).cpu(), *layer.geometry.arguments())
+        ops.conv2d_integer(planes, layer.prepared(planes.dtype).cpu(), *layer.geometry.arguments())
 
     free = torch.cuda.mem_get_info()[0]
     with torch.inference_mode():
