@@ -7,9 +7,9 @@ import argparse
 import functools
 import json
 from collections.abc import Callable
-from statistics import median
 
 import torch
+from rows import summary
 
 from binarize.benchmark import interleave
 from binarize.kernels import fold_weight, pack_codes, pack_digits, pack_signs, prepare_weight
@@ -30,10 +30,8 @@ def main() -> None:
     for channels, size in SHAPES:
         calls = contenders(channels, size, options.planes)
         times = interleave(calls, options.rounds, 60.0)
-        row: dict[str, object] = {"channels": channels, "size": size, "planes": options.planes}
-        row["median_us"] = {name: round(median(taken), 1) for name, taken in times.items()}
-        row["p10_us"] = {name: round(sorted(taken)[len(taken) // 10], 1) for name, taken in times.items()}
-        print(json.dumps(row), flush=True)
+        sizes = {"channels": channels, "size": size, "planes": options.planes}
+        print(json.dumps({**sizes, **summary(times)}), flush=True)
 
 
 def contenders(channels: int, size: int, planes: int) -> dict[str, Callable[[], object]]:

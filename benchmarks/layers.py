@@ -10,11 +10,11 @@ Every contender is checked against torch first.
 import argparse
 import json
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from rows import summary
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,10 +40,8 @@ def main() -> None:
     for channels, size in SHAPES:
         calls = {**ours(channels, size), **peers(channels, size, options.threads)}
         times = interleave(calls, options.rounds, 60.0)
-        row: dict[str, object] = {"channels": channels, "size": size, "threads": options.threads}
-        row["median_us"] = {name: round(median(taken), 1) for name, taken in times.items()}
-        row["p10_us"] = {name: round(sorted(taken)[len(taken) // 10], 1) for name, taken in times.items()}
-        print(json.dumps(row), flush=True)
+        sizes = {"channels": channels, "size": size, "threads": options.threads}
+        print(json.dumps({**sizes, **summary(times)}), flush=True)
 
 
 @torch.inference_mode()

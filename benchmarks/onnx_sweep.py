@@ -13,8 +13,6 @@ library the file is opened without its bodies, so that an operation that the lib
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -22,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torchvision_sweep import FAMILIES, LARGE, LARGEST, SMALL, build, example, family_of, read, tensors
+from rows import read, run_row
+from torchvision_sweep import FAMILIES, LARGE, LARGEST, SMALL, build, example, family_of, tensors
 
 IMAGES = 4
 MOST_BYTES = 14 * 2**30  # a row that needs more address space fails, where it would take the machine down with it
@@ -192,15 +191,8 @@ def run_all(arguments: argparse.Namespace) -> None:
         for scheme in arguments.scheme or [BY_SIZE]:
             if (name, scheme) in done:
                 continue
-            command = [sys.executable, __file__, arguments.results, "--one", name, scheme]
-            finished = subprocess.run(command, capture_output=True, text=True, check=False)
-            last = (finished.stdout.strip().splitlines() or ["{}"])[-1]
-            error = f"{finished.returncode}: {finished.stderr.strip()[-300:]}"
-            failed = {"name": name, "scheme": scheme, "error": error}
-            row = {"asked": scheme, **(json.loads(last) if finished.returncode == 0 else failed)}
-            with Path(arguments.results).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+            known = {"asked": scheme, "name": name, "scheme": scheme}
+            run_row(__file__, arguments.results, [name, scheme], known)
 
 
 def main() -> None:

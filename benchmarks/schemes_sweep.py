@@ -9,15 +9,14 @@ Random weights, 64 x 64 images, one process per row so that memory is given back
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-from torchvision_sweep import build, layer_by_layer, read
+from rows import read, run_row
+from torchvision_sweep import build, layer_by_layer
 
 NETWORKS = (
     *("resnet18", "densenet121", "mobilenet_v2", "googlenet", "regnet_y_400mf"),
@@ -109,18 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
         for scheme in arguments.scheme or SCHEMES:
             if (name, scheme) in done:
                 continue
-            command = [sys.executable, __file__, arguments.results, "--one", name, scheme]
-            finished = subprocess.run(command, capture_output=True, text=True, check=False)
-            last = (finished.stdout.strip().splitlines() or ["{}"])[-1]
-            failed = {
-                "network": name,
-                "scheme": scheme,
-                "error": (finished.stderr.strip().splitlines() or [""])[-1][-300:],
-            }
-            row = json.loads(last) if finished.returncode == 0 else failed
-            with Path(arguments.results).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+            run_row(__file__, arguments.results, [name, scheme], {"network": name, "scheme": scheme})
 
 
 def main() -> None:

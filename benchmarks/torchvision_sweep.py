@@ -13,13 +13,13 @@ its packed counterpart, and the outputs are compared. Needs no network and no we
 import argparse
 import copy
 import json
-import subprocess
-import sys
 import time
 import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from rows import read, run_row
 
 FAMILIES = (
     ("quantisable", ("quantized_",)),  # float models, written so that torch's int8 tools can prepare them
@@ -246,19 +246,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in names:
         if name in done:
             continue
-        command = [sys.executable, __file__, arguments.results, "--one", name]
-        finished = subprocess.run(command, capture_output=True, text=True, check=False)
-        last = (finished.stdout.strip().splitlines() or ["{}"])[-1]
-        row = json.loads(last) if finished.returncode == 0 else {"name": name, "error": finished.stderr.strip()[-300:]}
-        with Path(arguments.results).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        shown = {key: value for key, value in row.items() if key != "reasons"}
-        print(json.dumps(shown), flush=True)
-
-
-def read(path: str) -> list[dict[str, Any]]:
-    file = Path(path)
-    return [json.loads(row) for row in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+        run_row(__file__, arguments.results, [name], {"name": name}, hidden=("reasons",))
 
 
 def main() -> None:
