@@ -9,6 +9,7 @@ from binarize.errors import ModelError
 from binarize.kernels.speeds import Speeds
 from binarize.layers.packed import PackedLayer
 from binarize.passes.schedule import coverage, runner_of
+from binarize.passes.stretch import Stretch
 from binarize.times import layer_times
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -45,6 +46,8 @@ def test_every_packed_layer_has_its_times(net, scheduled, monkeypatch):
     assert all(row.route == net.get_submodule(row.name).activation.route for row in rows)
     assert torch.equal(net(IMAGES), wanted)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    runner = runner_of(net)
+    assert all(item.clock is None for item in getattr(runner, "items", ()) if isinstance(item, Stretch))
 
 
 def test_the_prediction_is_products_and_outputs_over_their_rates(net, monkeypatch):
