@@ -304,9 +304,16 @@ def _blame_inputs(teacher: nn.Module, inputs: Sequence[tuple[Any, ...]], cause: 
         first = (x[0] if isinstance(x, list) and x else x for x in inputs[0])
         shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in first)
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"cannot run {type(teacher).__name__} on inputs of shape {shapes}: {said}; give the shape it was made for"
-        ) from cause
+        what = f"cannot run {type(teacher).__name__} on inputs of shape {shapes}: {said}"
+        raise ModelError(f"{what}; give {_fitting(teacher, inputs[0][0])}") from cause
+
+
+def _fitting(model: nn.Module, images: Any) -> str:
+    """Return which inputs a model takes, as far as its first convolution tells."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None or not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] == first.in_channels:
+        return "the shape it was made for"
+    return f"images of {first.in_channels} channels"
 
 
 def _record(

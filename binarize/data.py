@@ -192,6 +192,8 @@ def load_data(
     if input_shape is not None and images.shape != tuple(input_shape):
         have, want = ("x".join(map(str, shape)) for shape in (images.shape, input_shape))
         remedy = f"resize the images, or give --input-shape {','.join(map(str, images.shape))}"
+        if images.shape[0] != input_shape[0]:  # which no other --input-shape mends
+            remedy = f"take data of {input_shape[0]} channels, or a model for {images.shape[0]}"
         raise DataError(f"cannot use {spec.title}: its images are {have}, the model takes {want}; {remedy}")
     return images
 

@@ -26,30 +26,29 @@ class Evaluation:
     """What was measured, as fractions in [0, 1].
 
     Attributes:
-        top1: Of the samples, those whose label has the largest output.
+        top1: Of the samples, those whose label has the largest output; None where there are no labels.
         top5: Of the samples, those whose label is among the five largest outputs (all, with fewer classes).
         samples: How many were seen.
         agreement: Of the samples, those where the teacher's largest output is the same one; None without a teacher.
     """
 
-    top1: float
-    top5: float
+    top1: float | None
+    top5: float | None
     samples: int
     agreement: float | None = None
 
     def to_dict(self) -> dict[str, float | int]:
-        """Return the fields for JSON; ``agreement`` only if there was a teacher."""
+        """Return the fields for JSON; what there was no teacher for, or no labels, is left out."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     def figures(self) -> dict[str, float]:
         """Return what a run of fine-tuning keeps of each epoch."""
-        return {"top1": self.top1}
+        return {} if self.top1 is None else {"top1": self.top1}
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the table as text."""
-        rows = [("top-1", f"{self.top1:.2%}"), ("top-5", f"{self.top5:.2%}")]
-        if self.agreement is not None:
-            rows.append(("agreement with the teacher", f"{self.agreement:.2%}"))
+        shares = {"top-1": self.top1, "top-5": self.top5, "agreement with the teacher": self.agreement}
+        rows = [(name, f"{share:.2%}") for name, share in shares.items() if share is not None]
         return [*rows, ("samples", str(self.samples))]
 
 
@@ -70,7 +69,7 @@ def evaluate(
     Args:
         model: Maps ``(n, c, h, w)`` to ``(n, classes)`` or ``(n, classes, h, w)``, alone or as ``out`` of a dict, or a
             list of images to a list of detections. Its train or eval mode is restored afterwards.
-        loader: Yields pairs of images and labels, masks or boxes.
+        loader: Yields pairs of images and labels, masks or boxes; with a teacher, of a classifier, images will do.
         teacher: A second network for the same images, for the agreement.
         classes: Their names, for scenes; by default those that the loader knows.
         progress: Called after each batch with the number of images in it.
@@ -88,6 +87,8 @@ def evaluate(
             network.eval()
         with torch.inference_mode():
             for images, truth in map(_pair, loader):
+                if truth is None and (teacher is None or not isinstance(judge, _JudgeOfLabels | None)):
+                    raise DataError("cannot evaluate: the data has no labels; give images with labels, or a teacher")
                 judge = judge or _judge(truth, tuple(classes) or getattr(loader, "classes", ()))
                 done = judge.add(networks, images, truth)
                 samples += done
@@ -105,14 +106,15 @@ def evaluate(
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:
+    """Return images and truth, None where the batch holds none that is known."""
     images, truth = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
     boxes = isinstance(truth, tuple | list) and all(isinstance(item, Mapping) and "boxes" in item for item in truth)
-    if not isinstance(truth, Tensor) and not boxes:
-        raise DataError("cannot evaluate: the data has no labels; give images with labels")
-    return images, truth
+    return images, truth if isinstance(truth, Tensor) or boxes else None
 
 
 def _judge(truth: Any, classes: Sequence[str]) -> Judge:
+    if truth is None:
+        return _JudgeOfLabels()
     if not isinstance(truth, Tensor):
         return JudgeOfBoxes(classes)
     return JudgeOfMasks(classes) if truth.dim() == 3 else _JudgeOfLabels()
@@ -123,17 +125,27 @@ class _JudgeOfLabels(Judge):
     """Of classification."""
 
     def __init__(self) -> None:
-        self._hits = torch.zeros(3, dtype=torch.int64)
+        self._hits, self._labelled = torch.zeros(3, dtype=torch.int64), 0
 
     def add(self, networks: Sequence[nn.Module], images: Any, targets: Any) -> int:
         """Count one batch."""
-        self._hits += _count([_scores(network, images) for network in networks], targets)
+        outputs = [_scores(network, images) for network in networks]
+        self._hits[2] += (outputs[-1].argmax(1) == outputs[0].argmax(1)).sum().cpu()
+        if targets is not None:
+            self._hits[:2] += _count(outputs[0], targets)
+            self._labelled += len(images)
         return len(images)
 
     def result(self, samples: int, *, compared: bool) -> Evaluation:
         """Return the fractions."""
+        if 0 < self._labelled < samples:
+            seen = f"{samples - self._labelled} of {samples} images have no label"
+            raise DataError(f"cannot evaluate: {seen}; label all of them or none")
         top1, top5, same = (count / samples for count in self._hits.tolist())
-        return Evaluation(top1, top5, samples, same if compared else None)
+        agreement = same if compared else None
+        return (
+            Evaluation(top1, top5, samples, agreement) if self._labelled else Evaluation(None, None, samples, agreement)
+        )
 
 
 def _scores(network: nn.Module, images: Tensor) -> Tensor:
@@ -144,9 +156,8 @@ def _scores(network: nn.Module, images: Tensor) -> Tensor:
     return scores
 
 
-def _count(outputs: list[Tensor], labels: Tensor) -> Tensor:
-    """Return how many decisions are right, right among five, and the teacher's."""
-    scores = outputs[0]
+def _count(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return how many decisions are right, and right among five."""
     classes = scores.shape[1]
     low, high = labels.aminmax() if len(labels) else (0, 0)
     if low < 0 or high >= classes:
@@ -156,5 +167,4 @@ def _count(outputs: list[Tensor], labels: Tensor) -> Tensor:
         )
     best = scores.topk(min(5, classes), dim=1).indices
     found = best == labels.to(best)[:, None]
-    same = outputs[-1].argmax(1) == scores.argmax(1)
-    return torch.stack([found[:, 0].sum(), found.any(1).sum(), same.sum()]).cpu()
+    return torch.stack([found[:, 0].sum(), found.any(1).sum()]).cpu()

@@ -160,7 +160,7 @@ def write_nncf_int8(source: Path, images: Tensor, path: Path) -> int:
         import openvino
         from nncf import Dataset, QuantizationPreset, quantize  # an empty namespace of this name may be left behind
     except ImportError as cause:
-        raise ExportError("cannot quantise for OpenVINO: NNCF is not installed; pip install openvino nncf") from cause
+        raise ExportError("cannot quantise for OpenVINO: there is no NNCF; pip install 'binarize[peers]'") from cause
     batch = OnnxModel(source).batch or len(images)
     pieces = [piece.numpy() for piece in images.split(batch) if len(piece) == batch]
     with _quiet():

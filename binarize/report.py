@@ -1,6 +1,7 @@
 """What each layer became and why the rest did not, as data and as text; `binarize.page` makes HTML of it."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -159,7 +160,7 @@ class Summary:
         totals = self.totals
         verb = {"original": "would be converted", "training": "converted", "packed": "converted"}[self.form]
         lines = [
-            f"{totals.converted} layers {verb} ({self.recipe.scheme}), {totals.kept} kept in full precision",
+            f"{totals.converted} layers {verb} ({self._by_scheme()}), {totals.kept} kept in full precision",
             f"{size(totals.fp32_bytes)} in fp32, {size(totals.bytes)} packed: {totals.ratio:.1f} times smaller",
         ]
         if totals.binary_macs is not None and totals.float_macs is not None:
@@ -168,6 +169,8 @@ class Summary:
             lines.append(f"one {shape} image: {binary} binary products, {floats} float MACs")
         if self.branches:
             lines.append(_on_branches(self.branches))
+        if self.recipe.exactness != "exact":
+            lines.append(f"exactness {self.recipe.exactness} is accepted on route int8; popcount is always exact")
         if groups := self.groups():
             alone = [fit for name, fit in groups.items() if not name.endswith(WHOLE)]
             better = sum(fit["after"] < fit["before"] for fit in alone)
@@ -176,6 +179,13 @@ class Summary:
             lines.append(f"stages of fine-tuning: {'; '.join(self.recipe.stages)}")
         lines += [f"not traced: {path or 'the model'} ({reason})" for path, reason in self.uncaptured.items()]
         return lines
+
+    def _by_scheme(self) -> str:
+        """Return the schemes, with how many layers have each where there are several."""
+        found = Counter(layer.scheme for layer in self.layers if layer.scheme is not None)
+        if len(found) < 2:
+            return next(iter(found), None) or self.recipe.scheme
+        return ", ".join(f"{number} {scheme}" for scheme, number in found.most_common())
 
     def __str__(self) -> str:
         """Return the table and the sums as plain text."""

@@ -130,7 +130,14 @@ def test_the_verdict_says_plainly_when_int8_is_faster():
     assert lines[:2] == [
         "binarize is 3.0 times faster than torch fp32", "binarize is 2.0 times slower than onnxruntime int8",
     ]  # fmt: skip
-    assert "int8 in ONNX Runtime is the better choice" in lines[-1]
+    assert "onnxruntime int8 is the better choice" in lines[-1]
+
+
+def test_the_better_choice_is_the_quickest_and_by_more_than_noise():
+    ours, int8 = _row("binarize", 100.0), _row("onnxruntime int8", 80.0)
+
+    assert "openvino int8 is the better choice" in Benchmark((ours, int8, _row("openvino int8", 70.0))).verdict()[-1]
+    assert "better choice" not in " ".join(Benchmark((ours, _row("onnxruntime int8", 97.0))).verdict())
 
 
 def test_the_verdict_compares_files():

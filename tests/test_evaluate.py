@@ -52,6 +52,24 @@ def test_agreement_is_reported_only_with_a_teacher():
     assert evaluate(model, batches(labels), teacher=model).to_dict()["agreement"] == 1.0
 
 
+def test_images_alone_are_enough_to_compare_with_a_teacher():
+    model, other = Table(torch.eye(3)), Table(torch.eye(3)[[0, 0, 2]])
+    images = [images for images, _ in batches(torch.tensor([0, 1, 1]))]
+
+    found = evaluate(model, images, teacher=other)
+
+    assert found.to_dict() == {"samples": 3, "agreement": 2 / 3}
+    assert [name for name, _ in found.rows()] == ["agreement with the teacher", "samples"]
+
+
+def test_labels_of_some_images_only_are_refused():
+    model = Table(torch.eye(6))
+    first, second = list(batches(torch.tensor([0, 1, 1, 0, 1, 2])))[:2]
+
+    with pytest.raises(DataError, match="2 of 6 images have no label"):
+        evaluate(model, [first, second[0]], teacher=model)
+
+
 def test_each_module_gets_its_mode_back_even_after_an_error():
     model = Table(torch.eye(3)).train()
     model.inner.eval()

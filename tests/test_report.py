@@ -67,6 +67,18 @@ def test_the_text_names_layers_reasons_and_sums(forms):
     assert "times smaller" in text
 
 
+def test_several_schemes_are_named_with_their_layers():
+    recipe = Recipe("xnor-net", ends="encoding:w=8,a=8", exactness="int8", smallest=0)
+    net = convert(Residual().eval(), torch.randn(2, 3, 8, 8), recipe=recipe)
+
+    lines = summary(net).closing()
+
+    assert " layers converted (" in lines[0]
+    assert "2 encoding:w=8,a=8" in lines[0]
+    assert " xnor-net" in lines[0]
+    assert "exactness int8 is accepted on route int8; popcount is always exact" in lines
+
+
 def test_reasons_are_grouped(forms):
     reasons = summary(forms["packed"]).reasons()
 

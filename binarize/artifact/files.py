@@ -113,6 +113,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     found = f"cannot load {str(path)!r}"
     if not Path(path).is_file():
         raise ArtifactError(f"{found}: there is no such file; check the path")
+    if str(path).endswith(".onnx"):
+        raise ArtifactError(f"{found}: it is an ONNX file; give the .safetensors file that it was exported from")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -44,6 +44,7 @@ def inspect(
     from binarize.artifact import is_artifact
     from binarize.cli.recipes import read_recipe
     from binarize.cli.writing import require_separate
+    from binarize.errors import ArtifactError
     from binarize.page import require_html, write_html
     from binarize.report import LEFT, summary
 
@@ -52,6 +53,9 @@ def inspect(
     if report is not None:
         require_html(report)
         require_separate([report], (network, arch, recipe))
+    if network.endswith(".onnx"):
+        remedy = "give the .safetensors file that it was exported from, or open it in a graph viewer"
+        raise ArtifactError(f"cannot inspect {network!r}: it is an ONNX file, without layers to list; {remedy}")
     asked = read_recipe(recipe, scheme, ends)
     subject = open_subject(network, arch, trust)
     shape = input_shape or subject.input_shape

@@ -92,6 +92,11 @@ class PackedLayer(nn.Module, abc.ABC):
         return merged or self.geometry
 
     @final
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles hold: no weight repacked for a route, which would come on top of its bits."""
+        return {**self.__dict__, "_prepared": {}, "_merged": None, "_tables": {}}
+
+    @final
     def _forget(self) -> None:
         self._prepared: dict[str, Tensor] = {}
         self._merged: tuple[str, Operands] | None = None

@@ -102,7 +102,18 @@ def test_data_with_other_channels_than_the_model(desk, old, tmp_path):
     np.savez(tmp_path / "grey.npz", images=np.zeros((4, 8, 8, 1), np.uint8))
     words = ("convert", desk.checkpoint, "--arch", desk.factory, "--data", f"npz:{tmp_path / 'grey.npz'}")
 
-    assert "1, 8, 8" in refused(*words, "-o", old)
+    line = refused(*words, "-o", old)
+
+    assert "1, 8, 8" in line
+    assert line.endswith("give images of 3 channels")
+    assert "take data of 3 channels" in refused(*words, "--input-shape", "3,8,8", "-o", old)
+
+
+@pytest.mark.parametrize("words", [("inspect",), ("inspect", "--times"), ("benchmark",)])
+def test_an_onnx_file_where_a_network_is_wanted(words, tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"a healthy file for all that is known")
+
+    assert "it is an ONNX file" in refused(words[0], tmp_path / "net.onnx", *words[1:])
 
 
 def test_a_weight_that_is_not_finite_names_the_layer(desk, diverged, old):

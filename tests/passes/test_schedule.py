@@ -284,6 +284,16 @@ def test_copies_and_pickles_run_their_own_schedules(monkeypatch):
     assert isinstance(copied, ScheduledGraph)
 
 
+def test_a_pickle_does_not_grow_with_use():
+    net = packed("pa-net:m=2,n=3")
+    before = len(pickle.dumps(net))
+
+    with torch.no_grad():
+        net(IMAGES)
+
+    assert len(pickle.dumps(net)) < before + 100  # the name of the place for its schedules
+
+
 def test_an_artifact_is_scheduled_when_it_is_loaded(tmp_path):
     net = packed()
     binarize.save(net, tmp_path / "net.safetensors")
