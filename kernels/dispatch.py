@@ -110,7 +110,9 @@ class Level:
 
 
 # best first, as in native/levels.inc
-_CPU_LEVELS = ("avx512_vpopcntdq_amd", "avx512_vpopcntdq", "avx512_vnni", "avx512bw", "avx2", "neon", "scalar")
+_CPU_LEVELS = (
+    "avx512_vpopcntdq_amd", "avx512_vpopcntdq", "avx512_amx", "avx512_vnni", "avx512bw", "avx2", "neon", "scalar",
+)  # fmt: skip
 
 
 def _level(name: str) -> Level:

@@ -15,6 +15,9 @@ struct Level {
 extern const Level kLevels[];  // best first
 extern const int kLevelCount;
 
+// Whether this CPU has matrix registers for bytes and the system lets this process use them; asks the system once.
+bool may_use_tiles();
+
 #define LEVEL(name, forms, condition)       \
   Status conv2d_##name(const Conv2d& call); \
   Status pack_##name(const Pack& call);

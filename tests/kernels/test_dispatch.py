@@ -16,7 +16,7 @@ def problem(channels=8, weight_terms=(1,), activation_terms=(1,), kernel=(1, 1),
 
 def test_levels_are_listed_best_first_and_the_reference_always_runs():
     popcounts = ["avx512_vpopcntdq_amd", "avx512_vpopcntdq"]
-    names = [*popcounts, "avx512_vnni", "avx512bw", "avx2", "neon", "scalar", "reference"]
+    names = [*popcounts, "avx512_amx", "avx512_vnni", "avx512bw", "avx2", "neon", "scalar", "reference"]
     assert [name for name, _ in levels()] == names
     assert dict(levels())["reference"] is None
 
@@ -43,7 +43,7 @@ def test_the_environment_forces_one_level(monkeypatch, level):
 def test_an_unknown_level_is_an_error_that_names_the_known_ones(monkeypatch):
     monkeypatch.setenv("BINARIZE_KERNEL", "avx3")
 
-    known = "avx512_vpopcntdq_amd, avx512_vpopcntdq, avx512_vnni, avx512bw, avx2, neon, scalar, reference"
+    known = "avx512_vpopcntdq_amd, avx512_vpopcntdq, avx512_amx, avx512_vnni, avx512bw, avx2, neon, scalar, reference"
     with pytest.raises(NoKernelError, match=rf"did you mean 'avx2'.*{known}"):
         dispatch.choose(problem())
 

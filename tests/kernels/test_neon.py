@@ -10,7 +10,7 @@ NATIVE = Path(__file__).parents[2] / "kernels" / "native"
 SOURCES = [
     *(NATIVE / name for name in ("dispatch.cpp", "schedule.cpp", "threads.cpp")),
     *(NATIVE / "cpu" / f"{name}.cpp" for name in ("scalar", "dense_scalar", "neon", "dense_neon")),
-    Path(__file__).parent / "neon" / "compare.cpp",
+    Path(__file__).parent / "compare" / "compare.cpp",
 ]
 COMPILER, EMULATOR, ROOT = "aarch64-linux-gnu-g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
 MISSING = [tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None]

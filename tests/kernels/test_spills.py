@@ -20,6 +20,7 @@ pytestmark = [
 # What does the work in the loops of each level, and how many of it the smallest of its full tiles has in a loop.
 HOT = {
     "avx512_vpopcntdq": (r"vpopcntd .*zmm", 14),
+    "avx512_amx": (r"tdpbusd ", 4),
     "avx512_vnni": (r"vpdpbusd .*zmm", 14),
     "avx512bw": (r"vpshufb .*zmm", 12),
     "avx2": (r"vpshufb .*ymm", 8),

@@ -14,6 +14,8 @@ inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<co
 inline __m256i broadcast(const uint32_t* from) { return _mm256_set1_epi32(static_cast<int32_t>(*from)); }
 
 struct Avx2 {
+  static constexpr bool kRows = false;
+
   static uint32_t at_least(const int32_t* a, const int32_t* b) {
     uint32_t below = 0;
     for (int lane = 0; lane < kLanes; lane += 8) {

@@ -8,6 +8,8 @@ namespace binarize {
 namespace {
 
 struct Avx512 {
+  static constexpr bool kRows = false;
+
   static uint32_t at_least(const int32_t* a, const int32_t* b) {
     const uint32_t low = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
     const uint32_t high = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(a + 16), _mm512_loadu_si512(b + 16));

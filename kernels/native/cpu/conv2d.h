@@ -31,6 +31,39 @@ CountTile<Level> counter_of(int pixels) {
   }
 }
 
+template <class Level>
+void count_tile(const Operands& operands, const uint32_t* const* places, int pixels, uint32_t (*counts)[kLanes]) {
+  if constexpr (Level::kRows)
+    Level::count_rows(operands, places, pixels, counts);
+  else
+    counter_of<Level>(pixels)(operands, places, counts);
+}
+
+// How the pixels of a chunk are cut into tiles of nearly one size: 8 pixels are 4 + 4, for the inner kernel hides
+// latency by the size of its tile. With kRows a tile is part of a row, or two short rows.
+template <class Level>
+struct Tiles {
+  int64_t pixels, columns, pieces, count;
+
+  explicit Tiles(const Chunk& chunk) : pixels(chunk.pixels()), columns(chunk.columns), pieces(1) {
+    if (!Level::kRows)
+      count = ceil_div(pixels, Level::kTile);
+    else if (short_rows())
+      count = ceil_div(pixels, 2 * columns);
+    else
+      count = (chunk.last - chunk.first) * (pieces = ceil_div(columns, Level::kTile));
+  }
+
+  bool short_rows() const { return 2 * columns <= Level::kTile; }
+
+  // The first pixel of a tile; behind the last tile, that behind the last pixel.
+  int64_t first(int64_t tile) const {
+    if (!Level::kRows) return tile * pixels / count;
+    if (short_rows()) return smaller(tile * 2 * columns, pixels);
+    return tile / pieces * columns + tile % pieces * columns / pieces;
+  }
+};
+
 // One block of channels over all pixels of a chunk.
 struct Block {
   int64_t group, index, channel;  // channel: its first, over all groups
@@ -50,22 +83,22 @@ template <class Level, class Epilogue>
 void run_tile(const Plan& plan, const Chunk& chunk, const Workspace& space, const Block& block, int64_t first,
               int pixels, const Epilogue& epilogue) {
   const Geometry& g = *plan.call->geometry;
-  alignas(64) uint32_t counts[kMostPixels][kLanes];
-  alignas(64) float partial[kMostPixels][kLanes];
-  const uint32_t* places[kMostPixels];
+  alignas(64) uint32_t counts[Level::kTile][kLanes];
+  alignas(64) float partial[Level::kTile][kLanes];
+  const uint32_t* places[Level::kTile];
   for (int pixel = 0; pixel < pixels; ++pixel)
     places[pixel] = chunk.view + space.offsets[first + pixel] + block.group * plan.group;
   const uint32_t* weight = plan.call->weight + block.group * plan.group_words + block.index * plan.block_words;
   Counted tile{counts,        pixels,        first,     (chunk.image * plan.rows + chunk.first) * plan.columns + first,
                nullptr,       space.classes, 0,         0,
                block.channel, block.lanes,   block.flip};
-  const CountTile<Level> count = counter_of<Level>(pixels);
   for (; tile.product < plan.product_count; ++tile.product) {
     const Product& product = plan.products[tile.product];
     if (product.pass_count == 0)
       memset(counts, 0, static_cast<size_t>(pixels) * sizeof(counts[0]));
     else
-      count({weight, plan.runs, product.passes, plan.run_count, product.pass_count}, places, counts);
+      count_tile<Level>({weight, plan.runs, product.passes, plan.run_count, product.pass_count, plan.step}, places,
+                        pixels, counts);
     tile.windows = space.windows + (product.activation_term * g.groups + block.group) * chunk.pixels();
     tile.odd_sum = product.odd_sum;
     epilogue(tile, partial);
@@ -78,12 +111,11 @@ void run_chunk(const Plan& plan, Chunk& chunk, const Workspace& space, int64_t f
   count_windows(plan, chunk, space);
   place_pixels(plan, chunk, space);
   const Epilogue epilogue{*plan.call, plan.product_count};
-  const int64_t pixels = chunk.pixels(), tiles = ceil_div(pixels, Level::kTile);
+  const Tiles<Level> tiles(chunk);
   for (int64_t unit = first_unit; unit < last_unit; ++unit) {
     const Block block = block_of(plan, unit);
-    // Tiles of nearly one size: 8 pixels are 4 + 4, for the inner kernel hides latency by the size of its tile.
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t first = tile * pixels / tiles, last = (tile + 1) * pixels / tiles;
+    for (int64_t tile = 0; tile < tiles.count; ++tile) {
+      const int64_t first = tiles.first(tile), last = tiles.first(tile + 1);
       run_tile<Level>(plan, chunk, space, block, first, static_cast<int>(last - first), epilogue);
     }
   }
@@ -97,6 +129,7 @@ void run_part(const void* context, int part, int parts) {
   const int64_t first_unit = plan.by_units ? plan.units * part / parts : 0;
   const int64_t last_unit = plan.by_units ? plan.units * (part + 1) / parts : plan.units;
   const int64_t last_row = plan.by_units ? all_rows : all_rows * (part + 1) / parts;
+  if constexpr (Level::kRows) Level::open();
   for (int64_t row = plan.by_units ? 0 : all_rows * part / parts; row < last_row;) {
     const int64_t image = row / plan.rows, first = row % plan.rows;
     const int64_t taken = smaller(smaller(plan.rows - first, last_row - row), plan.chunk_rows);
@@ -105,6 +138,7 @@ void run_part(const void* context, int part, int parts) {
     run_chunk<Level, Epilogue>(plan, chunk, space, first_unit, last_unit);
     row += taken;
   }
+  if constexpr (Level::kRows) Level::close();
 }
 
 inline bool classes_fit(const Conv2d& call) {
@@ -137,6 +171,7 @@ inline bool allocate(Plan& plan) {
   Pass* passes = reinterpret_cast<Pass*>(memory + run_bytes);
   Product* products = reinterpret_cast<Product*>(memory + run_bytes + pass_bytes);
   plan.run_count = fill_runs(plan, runs);
+  plan.step = step_of(runs[0].words);
   fill_products(plan, products, passes);
   plan.runs = runs;
   plan.products = products;

@@ -14,6 +14,8 @@ namespace {
 constexpr int kMostAdditions = 31;
 
 struct Neon {
+  static constexpr bool kRows = false;
+
   static uint32_t bits_of(const uint32x4_t* masks) {
     static const uint32_t kPlaces[4] = {1, 2, 4, 8};
     const uint32x4_t places = vld1q_u32(kPlaces);

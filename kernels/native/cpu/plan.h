@@ -29,7 +29,7 @@ struct Plan {
   int64_t view_w, pixel, plane, group, row;       // width of the view in pixels, strides in words
   int64_t block_words, plane_words, group_words;  // strides of the weight
   const Run* runs;
-  int run_count;
+  int run_count, step;  // step: see Operands
   const Product* products;
   int product_count;
   int64_t taps;
@@ -113,6 +113,13 @@ inline int fill_runs(const Plan& plan, Run* runs) {
       runs[count++] = {static_cast<int32_t>(row + x * g.dilation_w * plan.pixel), g.words};
   }
   return count;
+}
+
+// The largest divisor of a number up to sixteen.
+inline int step_of(int words) {
+  int step = 16;
+  while (words % step != 0) --step;
+  return step;
 }
 
 // Passes of one product by falling i + j, i over the planes of the weight term and j over those of the activation's.

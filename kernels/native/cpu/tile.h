@@ -2,6 +2,8 @@
 //
 // A level is a struct with
 //   kTile            pixels in a full tile
+//   kRows            whether the rows of a tile's pixels lie at even distances: then it counts by
+//                    count_rows(operands, pixels, how many, counts), between open() and close(), in place of count<P>
 //   kWordsPerMicrosecond  products of 32 binary taps per microsecond and core, for sharing out work
 //   count<P>(operands, pixels, counts)   counts[p][lane]: of planes, the sum over passes of 2^weight *
 //                                        popcount(digits & weight bits); of codes, the sum of code * folded weight
@@ -19,7 +21,7 @@ namespace binarize {
 namespace {
 
 constexpr int kLanes = 32;              // output channels of a block
-constexpr int kMostPixels = 7;          // of any level's tile
+constexpr int kMostPixels = 7;          // of the tile of a level that counts single pixels
 constexpr int kPairWords = 2 * kLanes;  // weight words that two words of every lane take
 
 // Words that are contiguous both in the activation and in the weight: one tap, or the taps of one kernel row.
@@ -42,6 +44,7 @@ struct Operands {
   const Pass* passes;
   int run_count;
   int pass_count;
+  int step;  // the largest number of words up to sixteen that every run is a multiple of
 };
 
 }  // namespace
