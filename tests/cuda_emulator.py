@@ -15,7 +15,7 @@ from binarize.kernels.cuda.specialise import SOURCES, Specialised
 from binarize.kernels.cuda.tiles import Gpu
 
 HERE = Path(__file__).parent / "kernels" / "cuda"
-TILE_CONSTANTS = ("kTileO", "kTileP", "kWarpsO", "kWarpsP", "kStep", "kStages")
+TILE_CONSTANTS = ("kTileO", "kTileP", "kWarpsO", "kWarpsP", "kStep", "kStages", "kTogether")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wno-pragmas")
 
 

@@ -27,6 +27,7 @@ class Tile:
         warps: of a thread block, along either.
         step: words of the depth taken at a time: 8, 16 or 32.
         stages: buffers that hold a step each.
+        together: whether four warps multiply with all pixels of the tile at once, which sm_90a alone can (``wgmma``).
     """
 
     outputs: int
@@ -34,6 +35,7 @@ class Tile:
     warps: tuple[int, int]
     step: int
     stages: int
+    together: bool = False
 
     @property
     def threads(self) -> int:
@@ -55,6 +57,8 @@ class Tile:
             return "a warp takes a multiple of 16 of either, a block a multiple of 32 output channels"
         if self.step not in (8, 16, 32) or self.stages < 2:
             return "steps are 8, 16 or 32 words, in two stages or more"
+        if self.together and (self.warps[0] % 4 or self.warps[1] != 1 or self.pixels not in (64, 128)):
+            return "four warps together take 64 or 128 pixels"
         return None
 
 
@@ -132,8 +136,8 @@ def convolution(problem: Conv2dProblem, epilogue: str, tile: Tile | None, xor: b
     if tile is None:
         return Specialised("direct.cu", "direct", tuple(constants), passes, products)
     rows, columns = tile.warps
-    sizes = (tile.outputs, tile.pixels, rows, columns, tile.step, tile.stages)
-    named = zip(("kTileO", "kTileP", "kWarpsO", "kWarpsP", "kStep", "kStages"), sizes, strict=True)
+    sizes = (tile.outputs, tile.pixels, rows, columns, tile.step, tile.stages, int(tile.together))
+    named = zip(("kTileO", "kTileP", "kWarpsO", "kWarpsP", "kStep", "kStages", "kTogether"), sizes, strict=True)
     return Specialised("tensor.cu", "tensor", (*constants, *named), passes, products)
 
 

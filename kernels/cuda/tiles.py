@@ -13,7 +13,8 @@ __all__ = ["KINDS", "Gpu", "candidates", "default_tile", "forced_kind", "likely"
 
 KINDS = ("direct", "tensor")
 _VARIABLE = "BINARIZE_CUDA_KERNEL"
-_SHAPES = (  # output channels, pixels, warps along either; large first
+_Shape = tuple[int, int, tuple[int, int]]
+_SHAPES: tuple[_Shape, ...] = (  # output channels, pixels, warps along either; large first
     (128, 128, (2, 4)),
     (128, 64, (2, 2)),
     (64, 128, (2, 2)),
@@ -23,7 +24,14 @@ _SHAPES = (  # output channels, pixels, warps along either; large first
     (32, 32, (2, 1)),
     (32, 16, (2, 1)),
 )
-_MOST_TIMED = 8
+_TOGETHER: tuple[_Shape, ...] = (  # the same by four warps together
+    (128, 128, (4, 1)),
+    (128, 128, (8, 1)),
+    (128, 64, (4, 1)),
+    (64, 128, (4, 1)),
+    (64, 64, (4, 1)),
+)
+_MOST_TIMED, _MOST_TOGETHER = 8, 4
 _FEW_OUTPUTS = 1 << 20  # beyond, tensor cores win by far where they run at all
 _FEW_CHANNELS = 8  # of a group: a word would be mostly empty
 
@@ -49,6 +57,11 @@ class Gpu:
     def xor(self) -> bool:
         """Whether tensor cores multiply planes by xor."""
         return self.capability < (8, 0)
+
+    @property
+    def together(self) -> bool:
+        """Whether four warps can multiply together: an instruction of this one capability (``sm_90a``)."""
+        return self.capability == (9, 0)
 
 
 def forced_kind() -> str | None:
@@ -76,21 +89,24 @@ def candidates(problem: Conv2dProblem, gpu: Gpu) -> tuple[Tile | None, ...]:
     """Return the tiles worth timing, the largest first, and None for the kernel on plain cores."""
     if why_not_tensor(problem, gpu) is not None:
         return (None,)
-    made = [_tile(shape, step, stages) for shape in _fitting(problem) for step, stages in _steps(problem)]
+    made = [_tile(shape, step, stages) for shape in _fitting(problem, _SHAPES) for step, stages in _steps(problem)]
+    if gpu.together:
+        shapes = _fitting(problem, _TOGETHER)
+        made += [Tile(*shape, step, stages, together=True) for shape in shapes for step, stages in _steps(problem)]
     kept = [tile for tile in made if tile.shared_bytes <= gpu.shared_bytes]
     return (*kept, None)
 
 
-def _tile(shape: tuple[int, int, tuple[int, int]], step: int, stages: int) -> Tile:
+def _tile(shape: _Shape, step: int, stages: int) -> Tile:
     outputs, pixels, (rows, columns) = shape
     columns = min(columns, pixels // 16)
     return Tile(outputs, pixels, (rows, columns), step, stages)
 
 
-def _fitting(problem: Conv2dProblem) -> list[tuple[int, int, tuple[int, int]]]:
+def _fitting(problem: Conv2dProblem, shapes: tuple[_Shape, ...]) -> list[_Shape]:
     """Shapes that are at most half empty in output channels."""
     outputs = problem.out_channels // problem.groups
-    return [shape for shape in _SHAPES if shape[0] < 2 * outputs or shape[0] == 32]
+    return [shape for shape in shapes if shape[0] < 2 * outputs or shape[0] == 32]
 
 
 def _steps(problem: Conv2dProblem) -> list[tuple[int, int]]:
@@ -106,17 +122,26 @@ def _steps(problem: Conv2dProblem) -> list[tuple[int, int]]:
 @functools.lru_cache(maxsize=4096)
 def likely(problem: Conv2dProblem, pixels: int, gpu: Gpu) -> tuple[Tile | None, ...]:
     """Return the candidates worth timing: those that the model finds best, and the kernel on plain cores."""
-    tiles = [tile for tile in candidates(problem, gpu) if tile is not None]
-    best = sorted(tiles, key=lambda tile: _cost(problem, pixels, gpu, tile))[:_MOST_TIMED]
+    tiles = sorted(_tiles(problem, gpu), key=lambda tile: _cost(problem, pixels, gpu, tile))
+    best = [tile for tile in tiles if not tile.together][:_MOST_TIMED]
+    best += [tile for tile in tiles if tile.together][:_MOST_TOGETHER]
     small = pixels * problem.out_channels <= _FEW_OUTPUTS
     return (*best, None) if small or not best else (*best,)
 
 
+def _tiles(problem: Conv2dProblem, gpu: Gpu) -> list[Tile]:
+    return [tile for tile in candidates(problem, gpu) if tile is not None]
+
+
 @functools.lru_cache(maxsize=4096)
 def default_tile(problem: Conv2dProblem, pixels: int, gpu: Gpu) -> Tile | None:
-    """Return the tile that a simple model prefers, without timing anything."""
+    """Return the tile that a simple model prefers, without timing anything.
+
+    None of four warps together: no GPU has shown yet that it takes their instruction as its manual says. `Tuner` times
+    them, once it has seen that they give the same bits.
+    """
     kind = forced_kind()
-    tiles = [tile for tile in candidates(problem, gpu) if tile is not None]
+    tiles = [tile for tile in _tiles(problem, gpu) if not tile.together]
     few = problem.channels_per_group < _FEW_CHANNELS
     if kind == "direct" or not tiles or (few and kind is None):
         return None

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Protocol, final
 
@@ -36,6 +37,9 @@ class Trial(Protocol):
 
     def seconds(self, tile: Tile | None) -> float:
         """Return how long it takes with a tile."""
+
+    def agrees(self, tile: Tile, other: Tile | None) -> bool:
+        """Whether two tiles give the same bits."""
 
 
 @final
@@ -85,8 +89,16 @@ class Tuner:
         times: dict[Tile | None, float] = {}
         for tile in tiles:
             with contextlib.suppress(NoKernelError):  # needs more of the device than it has
-                times[tile] = trial.seconds(tile)
+                if tile is None or not tile.together or self._is_right(tile, tiles[0], problem, trial):
+                    times[tile] = trial.seconds(tile)
         return min(times, key=lambda tile: times[tile]) if times else None
+
+    def _is_right(self, tile: Tile, other: Tile | None, problem: Conv2dProblem, trial: Trial) -> bool:
+        if trial.agrees(tile, other):
+            return True
+        what = f"{tile} gives other bits than {other} on {self.gpu.name} for {problem}"
+        warnings.warn(f"a kernel is not used: {what}; please report this", stacklevel=2)
+        return False
 
     def _key(self, problem: Conv2dProblem, epilogue: str, pixels: int) -> str:
         fields = [self.gpu, problem, epilogue, pixels, source_digest()]

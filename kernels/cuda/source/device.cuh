@@ -7,6 +7,7 @@
 using u8 = unsigned char;
 using u32 = unsigned int;
 using i64 = long long;
+using u64 = unsigned long long;
 
 #define DEVICE __device__ __forceinline__
 #define KERNEL extern "C" __global__ void
@@ -112,6 +113,85 @@ DEVICE void multiply_codes(u32 (&sums)[4], const u32 (&a)[4], const u32 (&b)[2])
                  : "r"(a[part]), "r"(b[part / 2]));
   }
 #endif
+}
+
+// Four warps together (sm_90a): sums (64 rows, 16 of each warp, x all columns) += a, in registers as above, times b, of
+// which the tensor cores read `kRowBytes` apart rows of 32 bytes themselves. Runs on while the warps go on, until
+// `wait_together`.
+
+// What copies wrote is seen by the tensor cores only after this, by each thread that waited for its copies.
+DEVICE void show_copies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// Describes rows of 32, 64 or 128 bytes, whose chunks of 16 lie at the place of their number `xor` the row's (of 128
+// bytes; of 64 that of pairs, of 32 of fours), from byte `first` of each row on. Eight rows begin at a multiple of
+// their size.
+template <int kRowBytes>
+DEVICE u64 rows_of(const u32* rows, int first) {
+  constexpr u64 kSwizzle = kRowBytes == 128 ? 1 : kRowBytes == 64 ? 2 : 3;
+  const u32 place = static_cast<u32>(__cvta_generic_to_shared(rows)) + first;
+  return (place & 0x3ffffu) >> 4 | 1ull << 16 | static_cast<u64>(8 * kRowBytes >> 4) << 32 | kSwizzle << 62;
+}
+
+DEVICE void open_together() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+DEVICE void close_together() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+#define SUMS_1(c) "+r"(sums[c][0]), "+r"(sums[c][1]), "+r"(sums[c][2]), "+r"(sums[c][3])
+#define SUMS_4(c) SUMS_1(c), SUMS_1(c + 1), SUMS_1(c + 2), SUMS_1(c + 3)
+#define NAMES_32                                                                                                   \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29," \
+  "%30,%31"
+#define NAMES_64                                                                                              \
+  NAMES_32                                                                                                    \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57," \
+  "%58,%59,%60,%61,%62,%63"
+#define TOGETHER_64(kind)                                                                                     \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %37, 0; wgmma.mma_async.sync.aligned.m64n64" kind " {" NAMES_32 \
+               "}, {%32,%33,%34,%35}, %36, p;}"                                                               \
+               : SUMS_4(0), SUMS_4(4)                                                                         \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(rows), "r"(1))
+#define TOGETHER_128(kind)                                                                                     \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %69, 0; wgmma.mma_async.sync.aligned.m64n128" kind " {" NAMES_64 \
+               "}, {%64,%65,%66,%67}, %68, p;}"                                                                \
+               : SUMS_4(0), SUMS_4(4), SUMS_4(8), SUMS_4(12)                                                   \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(rows), "r"(1))
+
+// Of 64 columns, or 128, by eights.
+template <int kColumns>
+DEVICE void multiply_and_together(u32 (&sums)[kColumns][4], const u32 (&a)[4], u64 rows) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if constexpr (kColumns == 8) TOGETHER_64("k256.s32.b1.b1.and.popc");
+  if constexpr (kColumns == 16) TOGETHER_128("k256.s32.b1.b1.and.popc");
+#endif
+}
+template <int kColumns>
+DEVICE void multiply_codes_together(u32 (&sums)[kColumns][4], const u32 (&a)[4], u64 rows) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if constexpr (kColumns == 8) TOGETHER_64("k32.s32.s8.u8");
+  if constexpr (kColumns == 16) TOGETHER_128("k32.s32.s8.u8");
+#endif
+}
+
+DEVICE void wait_together() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
+}
+// The compiler may touch sums from here on, and not before.
+template <int kColumns>
+DEVICE void take_together(u32 (&sums)[kColumns][4]) {
+  UNROLL for (int column = 0; column < kColumns; ++column) asm volatile("" : SUMS_1(column)::"memory");
 }
 
 #endif

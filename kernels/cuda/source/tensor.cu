@@ -18,6 +18,7 @@ constexpr int kUnits = kTileP * kTileO / 32;   // warps' worth of outputs
 #define kSteps ((kDepth + kStep - 1) / kStep)  // of the depth
 constexpr int kTurns = kUnits / (kThreads / 32);
 static_assert(kWarpO % 16 == 0 && kWarpP % 16 == 0 && kTileO % 32 == 0 && kStages >= 2, "no such tile");
+static_assert(!kTogether || (kWarpsO % 4 == 0 && kWarpsP == 1 && (kColumns == 8 || kColumns == 16)), "no such tile");
 static_assert(kUnits % (kThreads / 32) == 0 && (kStep == 8 || kStep == 16 || kStep == 32), "no such tile");
 
 struct Shared {
@@ -113,13 +114,17 @@ DEVICE void read_weights(const u32* weights, const Warp& warp, int step, int row
   }
 }
 
+// Warps of the same pixels share this.
+DEVICE void count_windows(const u32 (&b)[kColumns][2], const Pass& pass, Sums& sums) {
+  UNROLL for (int i = 0; i < kColumns; ++i) sums.windows[i] += (count_word(b[i][0]) + count_word(b[i][1]))
+                                                               << pass.window_shift;
+}
+
 DEVICE void multiply_step(const u32* stage, const Warp& warp, int step, const Product& product, const Pass& pass,
                           Sums& sums) {
   u32 b[kColumns][2];
   read_pixels(stage, warp, step, b);
-  if (pass.window_shift >= 0 && step % kWarpsO == warp.row)  // warps of the same pixels share the counting
-    UNROLL for (int i = 0; i < kColumns; ++i) sums.windows[i] += (count_word(b[i][0]) + count_word(b[i][1]))
-                                                                 << pass.window_shift;
+  if (pass.window_shift >= 0 && step % kWarpsO == warp.row) count_windows(b, pass, sums);
   if (!product.multiplies) return;
   UNROLL for (int row = 0; row < kRows; ++row) {
     u32 a[4];
@@ -137,14 +142,44 @@ DEVICE void multiply_step(const u32* stage, const Warp& warp, int step, const Pr
   }
 }
 
+// All steps of a stage by four warps together, each with its rows of weights: registers hold them as for a warp alone,
+// and the pixels lie in shared memory as these instructions want them. Past the depth there are zeros.
+DEVICE void multiply_stage_together(const u32* stage, const Warp& warp, const Product& product, const Pass& pass,
+                                    Sums& sums) {
+  u32 a[kStep / 8][kRows][4];
+  if (product.multiplies) {
+    UNROLL for (int step = 0; step < kStep / 8; ++step) UNROLL for (int row = 0; row < kRows; ++row)
+        read_weights(stage + kPixelTile, warp, step, row, a[step][row]);
+    open_together();
+    UNROLL for (int step = 0; step < kStep / 8; ++step) UNROLL for (int row = 0; row < kRows; ++row) {
+      const u64 rows = rows_of<4 * kStep>(stage, step * 32);
+      if (kCodes)
+        multiply_codes_together(sums.counts[row], a[step][row], rows);
+      else
+        multiply_and_together(sums.counts[row], a[step][row], rows);
+    }
+    close_together();
+  }
+  UNROLL for (int step = 0; step < kStep / 8; ++step) if (pass.window_shift >= 0 && step % kWarpsO == warp.row) {
+    u32 b[kColumns][2];
+    read_pixels(stage, warp, step, b);
+    count_windows(b, pass, sums);
+  }
+  if (!product.multiplies) return;
+  wait_together();
+  UNROLL for (int row = 0; row < kRows; ++row) take_together(sums.counts[row]);
+}
+
 DEVICE void multiply_stage(const Shared& shared, const Warp& warp, const Product& product, int turn, Sums& sums) {
   const Pass pass = passes(product.first + turn / kSteps);
   const int first = turn % kSteps * kStep;
   if (first == 0 && pass.doubles)
     UNROLL for (int row = 0; row < kRows; ++row) UNROLL for (int column = 0; column < kColumns; ++column)
         UNROLL for (int i = 0; i < 4; ++i) sums.counts[row][column][i] *= 2u;
+  const u32* stage = shared.stages + turn % kStages * kStage;
+  if (kTogether) return multiply_stage_together(stage, warp, product, pass, sums);
   UNROLL for (int step = 0; step < kStep / 8; ++step) if (first + step * 8 < kDepth)
-      multiply_step(shared.stages + turn % kStages * kStage, warp, step, product, pass, sums);
+      multiply_step(stage, warp, step, product, pass, sums);
 }
 
 DEVICE void multiply(const Call& call, const Tile& tile, const Shared& shared, const Warp& warp, const Product& product,
@@ -156,6 +191,7 @@ DEVICE void multiply(const Call& call, const Tile& tile, const Shared& shared, c
   }
   for (int turn = 0; turn < turns; ++turn) {
     wait_copies<kStages - 2>();
+    if (kTogether) show_copies();
     sync_block();
     if (turn + kStages - 1 < turns) load_stage(call, tile, shared, product, turn + kStages - 1);
     close_copies();

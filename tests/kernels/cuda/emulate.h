@@ -17,6 +17,7 @@
 using u8 = unsigned char;
 using u32 = unsigned int;
 using i64 = long long;
+using u64 = unsigned long long;
 
 #define DEVICE static inline
 #define KERNEL static void
@@ -28,7 +29,17 @@ using i64 = long long;
 
 namespace emulator {
 
-enum class Ask { nothing, barrier, ballot, shuffle, matrices, multiply_and, multiply_xor, multiply_codes };
+enum class Ask { nothing, barrier, ballot, shuffle, matrices, multiply_and, multiply_xor, multiply_codes, together };
+
+// A lane's part of a product by four warps: under way until it is waited for.
+struct Together {
+  Ask kind;
+  u32* sums;
+  int columns;
+  u32 a[4];
+  u64 rows;
+  std::vector<u32> before;  // the sums as they were, where this product is the first to change them
+};
 
 struct Request {
   Ask ask = Ask::nothing;
@@ -37,6 +48,7 @@ struct Request {
   const u32* row = nullptr;
   u32* out = nullptr;
   const u32 *a = nullptr, *b = nullptr;
+  std::vector<Together>* products = nullptr;
 };
 
 struct Copy {
@@ -50,6 +62,9 @@ struct Fiber {
   ucontext_t start;
   jmp_buf place;
   bool begun = false, done = false;
+  bool shown = true;                   // whether the tensor cores see all copies that were waited for
+  bool opened = false, closed = true;  // products by four warps: may begin; were handed over
+  std::vector<Together> products;
   Request request;
   std::vector<std::vector<Copy>> copies = std::vector<std::vector<Copy>>(1);  // closed groups, then the open one
   std::vector<char> stack = std::vector<char>(128 << 10);
@@ -67,6 +82,7 @@ struct Machine {
   int current = 0, block = 0;
   size_t shared_words = 0;
   std::string fault;
+  bool hidden = false;  // a barrier was passed with copies that the tensor cores do not see
   void (*body)() = nullptr;
 };
 
@@ -133,6 +149,44 @@ inline void multiply(Request* const* lanes) {
     }
 }
 
+// The four bytes at a place of a described matrix: rows of the swizzle's size, eights of rows at the given distance;
+// bits 4 to 6 of the address, as many as the swizzle has, `xor` the bits from 7 on.
+inline u32 described(u64 rows, int row, int word) {
+  static const int sizes[] = {0, 128, 64, 32}, masks[] = {0, 7, 3, 1};
+  const int swizzle = static_cast<int>(rows >> 62);
+  if (swizzle == 0 || (rows >> 49 & 7) != 0) return fail("rows that are described in no way that is known here"), 0u;
+  const u32 eight = static_cast<u32>(rows >> 32 & 0x3fff) << 4;
+  u32 place = (static_cast<u32>(rows & 0x3fff) << 4) + static_cast<u32>(row / 8) * eight;
+  place += static_cast<u32>(row % 8 * sizes[swizzle] + 4 * word);
+  place ^= (place >> 7 & static_cast<u32>(masks[swizzle])) << 4;
+  if (place + 4 > 4 * machine().shared_words) return fail("tensor cores read past the shared memory"), 0u;
+  u32 found;
+  memcpy(&found, reinterpret_cast<const char*>(shared_words()) + place, 4);
+  return found;
+}
+
+// A warp's part: its sixteen rows, as in `multiply`, times every column; columns are rows of the described matrix.
+inline void finish(Request* const* lanes) {
+  const size_t count = lanes[0]->products->size();
+  for (int i = 0; i < 32; ++i) {
+    if (lanes[i]->products->size() != count) return fail("the lanes of a warp wait for different products");
+    for (Together& product : *lanes[i]->products)
+      if (!product.before.empty()) memcpy(product.sums, product.before.data(), 4 * product.before.size());
+  }
+  for (size_t index = 0; index < count; ++index) {
+    const Together& first = lanes[0]->products->at(index);
+    for (int r = 0; r < 16; ++r)
+      for (int c = 0; c < first.columns; ++c) {
+        u32 sum = 0;
+        for (int k = 0; k < 8; ++k)
+          sum += product_of(first.kind, lanes[4 * (r % 8) + k % 4]->products->at(index).a[r / 8 + 2 * (k / 4)],
+                            described(first.rows, c, k));
+        lanes[4 * (r % 8) + c % 8 / 2]->products->at(index).sums[4 * (c / 8) + 2 * (r / 8) + c % 2] += sum;
+      }
+  }
+  for (int i = 0; i < 32; ++i) lanes[i]->products->clear();
+}
+
 // Matrix i's row r is given by lane 8 i + r; lane l receives the l % 4-th four bytes of row l / 4 of each.
 inline void load(Request* const* lanes) {
   for (int i = 0; i < 4; ++i)
@@ -150,6 +204,7 @@ inline void answer(Request* const* lanes) {
   u32 values[32], bits = 0;
   for (int i = 0; i < 32; ++i) values[i] = lanes[i]->value, bits |= (lanes[i]->value != 0 ? 1u : 0u) << i;
   if (kind == Ask::matrices) load(lanes);
+  if (kind == Ask::together) finish(lanes);
   if (kind == Ask::multiply_and || kind == Ask::multiply_xor || kind == Ask::multiply_codes) multiply(lanes);
   for (int i = 0; i < 32; ++i) {
     if (kind == Ask::ballot) lanes[i]->value = bits;
@@ -205,13 +260,16 @@ constexpr size_t kGuardWords = 64;
 inline void run(void (*body)(), int blocks, int threads, size_t words, unsigned seed) {
   Machine& m = machine();
   m.fault.clear();
+  m.hidden = false;
   m.body = body;
   m.shared_words = words;
   m.fibers.resize(static_cast<size_t>(threads));
   for (m.block = 0; m.block < blocks && m.fault.empty(); ++m.block) {
     m.shared.assign(words + 256 + kGuardWords, kGuard);
     for (Fiber& fiber : m.fibers) {
-      fiber.begun = fiber.done = false;
+      fiber.begun = fiber.done = fiber.opened = false;
+      fiber.shown = fiber.closed = true;
+      fiber.products.clear();
       fiber.request = Request();
       fiber.copies.assign(1, {});
       getcontext(&fiber.start);
@@ -240,6 +298,7 @@ DEVICE int thread_index() { return emulator::machine().current; }
 DEVICE int block_index() { return emulator::machine().block; }
 DEVICE void sync_block() {
   emulator::Request request;
+  emulator::machine().hidden |= !emulator::current().shown;
   request.ask = emulator::Ask::barrier;
   emulator::ask(request);
 }
@@ -281,6 +340,7 @@ DEVICE void wait_copies() {
   for (size_t i = 0; i + 1 + kPending < groups.size(); ++i) {
     for (const emulator::Copy& copy : groups[i])
       for (int word = 0; word < copy.words; ++word) copy.to[word] = copy.valid ? copy.from[word] : 0u;
+    if (!groups[i].empty()) emulator::current().shown = false;
     groups[i].clear();
   }
 }
@@ -304,3 +364,48 @@ DEVICE void multiply_xor(u32 (&sums)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 DEVICE void multiply_codes(u32 (&sums)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   multiply_as(emulator::Ask::multiply_codes, sums, a, b);
 }
+
+DEVICE void show_copies() { emulator::current().shown = true; }
+template <int kRowBytes>
+DEVICE u64 rows_of(const u32* rows, int first) {
+  const i64 place = reinterpret_cast<const char*>(rows) - reinterpret_cast<const char*>(emulator::shared_words());
+  if (place % (8 * kRowBytes) != 0) emulator::fail("rows that do not begin at a multiple of eight of them");
+  constexpr u64 kSwizzle = kRowBytes == 128 ? 1 : kRowBytes == 64 ? 2 : 3;
+  return static_cast<u64>(place + first) >> 4 | 1ull << 16 | static_cast<u64>(8 * kRowBytes >> 4) << 32 |
+         kSwizzle << 62;
+}
+DEVICE void open_together() { emulator::current().opened = true; }
+DEVICE void close_together() { emulator::current().closed = true; }
+
+// Until they are waited for, sums are garbage.
+template <int kColumns>
+DEVICE void multiply_together(emulator::Ask kind, u32 (&sums)[kColumns][4], const u32 (&a)[4], u64 rows) {
+  emulator::Fiber& fiber = emulator::current();
+  if (!fiber.opened) emulator::fail("a product by four warps that was not opened");
+  if (emulator::machine().hidden) emulator::fail("tensor cores read copies that they were not shown");
+  emulator::Together product = {kind, &sums[0][0], 8 * kColumns, {a[0], a[1], a[2], a[3]}, rows, {}};
+  bool known = false;
+  for (const emulator::Together& other : fiber.products) known = known || other.sums == product.sums;
+  if (!known) product.before.assign(product.sums, product.sums + 4 * kColumns);
+  for (int i = 0; i < 4 * kColumns; ++i) product.sums[i] = 0xa5a5a5a5u;
+  fiber.products.push_back(product);
+  fiber.closed = false;
+}
+template <int kColumns>
+DEVICE void multiply_and_together(u32 (&sums)[kColumns][4], const u32 (&a)[4], u64 rows) {
+  multiply_together(emulator::Ask::multiply_and, sums, a, rows);
+}
+template <int kColumns>
+DEVICE void multiply_codes_together(u32 (&sums)[kColumns][4], const u32 (&a)[4], u64 rows) {
+  multiply_together(emulator::Ask::multiply_codes, sums, a, rows);
+}
+DEVICE void wait_together() {
+  emulator::Fiber& fiber = emulator::current();
+  if (!fiber.closed) emulator::fail("products by four warps are waited for that were not handed over");
+  fiber.opened = false;
+  emulator::Request request;
+  request.ask = emulator::Ask::together, request.products = &fiber.products;
+  emulator::ask(request);
+}
+template <int kColumns>
+DEVICE void take_together(u32 (&)[kColumns][4]) {}

@@ -92,6 +92,17 @@ def test_planes_are_multiplied_by_binary_tensor_cores_where_there_are_any(capabi
     assert count(found, "LDSM") > 0
 
 
+@pytest.mark.parametrize("tile", [Tile(128, 128, (4, 1), 32, 3, True), Tile(64, 64, (4, 1), 8, 2, True)], ids=str)
+@pytest.mark.parametrize("problem", [PLANES, CODES], ids=["planes", "codes"])
+def test_four_warps_together_multiply_by_the_instruction_of_sm_90a(problem, tile, tmp_path):
+    found = instructions(convolution(problem, "values", tile), (9, 0), tmp_path)
+
+    check_plain(found)
+    check_registers(found)
+    assert {name.partition(".")[0] for name in found if "MMA" in name} == {"IGMMA" if problem.codes else "BGMMA"}
+    assert count(found, "WARPGROUP.ARRIVE") == 1  # products of a stage follow each other without waiting
+
+
 @each_architecture
 def test_codes_are_multiplied_by_eight_bit_tensor_cores(capability, tmp_path):
     found = instructions(convolution(CODES, "codes", TILE), capability, tmp_path)

@@ -14,8 +14,12 @@ from binarize.kernels.cuda.specialise import Tile
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 
 SMALL, NARROW, LARGE = Tile(32, 16, (2, 1), 8, 2), Tile(32, 32, (1, 2), 16, 4), Tile(64, 64, (2, 2), 32, 3)
-KERNELS = {"direct": None, "32x16": SMALL, "32x32": NARROW, "64x64": LARGE}
-AMPERE, TURING = (8, 0), (7, 5)
+TOGETHER, NARROW_TOGETHER = Tile(128, 64, (4, 1), 32, 3, True), Tile(64, 128, (4, 1), 8, 2, True)
+KERNELS = {
+    "direct": None, "32x16": SMALL, "32x32": NARROW, "64x64": LARGE,
+    "128x64 together": TOGETHER, "64x128 together": NARROW_TOGETHER,
+}  # fmt: skip
+AMPERE, TURING, HOPPER = (8, 0), (7, 5), (9, 0)
 kernels_of = st.sampled_from(list(KERNELS.values()))
 capabilities = st.sampled_from((AMPERE, TURING))
 SPECIAL = (0.0, -0.0, float("nan"), float("inf"), -float("inf"), 0.5, 1.5, 2.5, 0.49999997, 1e30, -1e-45)
@@ -33,6 +37,8 @@ class OneTile:
 
 def emulated(case, tile, capability=AMPERE, seed=0):
     x, weight = case.x, case.weight
+    if tile is not None and tile.together:
+        capability = HOPPER  # no other GPU multiplies by four warps
     return CudaKernels(Emulator(capability, seed).readable(x, weight), OneTile(tile)), x, weight
 
 

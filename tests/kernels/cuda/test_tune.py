@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from cuda_emulator import Emulator
 
 from binarize.errors import NoKernelError
 from binarize.kernels.cuda.compile import cache_folder
+from binarize.kernels.cuda.specialise import Tile
 from binarize.kernels.cuda.tiles import Gpu, candidates, default_tile, likely
 from binarize.kernels.cuda.tune import Tuner
 from binarize.kernels.problem import Conv2dProblem
@@ -27,10 +29,15 @@ class Timing:
     """A `Trial` whose times are what ``seconds`` says."""
 
     def __init__(self, seconds):
-        self.seconds, self.prepared = seconds, []
+        self.seconds, self.prepared, self.wrong = seconds, [], []
 
     def prepare(self, tiles):
         self.prepared += tiles
+
+    def agrees(self, tile, other):
+        assert tile.together
+        assert not other.together
+        return tile not in self.wrong
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +65,8 @@ def test_large_problems_take_large_tiles_and_small_ones_fill_the_processors():
 
 
 def test_tiles_worth_timing_are_few_and_hold_the_one_of_the_model():
-    assert len(likely(problem(), 49, H200)) == 9
+    assert len(likely(problem(), 49, ADA)) == 9
+    assert len(likely(problem(), 49, H200)) == 13
     assert default_tile(problem(), 49, H200) in likely(problem(), 49, H200)
     assert None not in likely(problem(), 10**6, H200)
     assert likely(problem(), 10**6, BLACKWELL) == (None,)
@@ -95,6 +103,36 @@ def test_the_quickest_tile_is_kept_for_the_next_process(monkeypatch):
     assert Tuner(H200).tile(problem(), "values", 1000, Timing(seconds)) == wanted
     assert Tuner(ADA).tile(problem(), "values", 1000, None) == default_tile(problem(), 1000, ADA)
     assert len(timed) == len(tried)
+
+
+def test_four_warps_together_are_taken_only_after_they_were_seen_to_be_right(monkeypatch):
+    assert not default_tile(problem(), 10**6, H200).together
+    monkeypatch.setenv("BINARIZE_TUNE", "1")
+    together = [tile for tile in likely(problem(), 1000, H200) if tile is not None and tile.together]
+    timing = Timing(lambda tile: 1.0 if tile in together else 2.0)
+    timing.wrong = together[:1]
+
+    with pytest.warns(UserWarning, match="a kernel is not used: .* gives other bits than .* on H200"):
+        assert Tuner(H200).tile(problem(), "values", 1000, timing) == together[1]
+    assert all(not tile.together for tile in candidates(problem(), ADA) if tile is not None)
+
+
+def test_tiles_that_give_other_bits_leave_the_right_ones_behind(monkeypatch):
+    from conv_cases import make_case
+
+    from binarize.kernels.cuda.kernels import CudaKernels
+
+    case = make_case(Conv2dProblem(70, 64, (3, 3), (1, 1), (1, 1), (1, 1), 1, (1,), (2,)), 1, 5, 5, seed=0)
+    plain, together = Tile(64, 64, (2, 2), 32, 2), Tile(64, 64, (4, 1), 32, 2, together=True)
+
+    class Both:
+        def tile(self, problem, epilogue, pixels, trial):
+            assert trial.agrees(together, plain)
+            return plain
+
+    kernels = CudaKernels(Emulator((9, 0)), Both())
+
+    assert torch.equal(kernels.conv2d_integer(case.problem, case.x, case.weight).double(), case.sums())
 
 
 @pytest.mark.parametrize("damage", ["not json", "[1]", '{"tile": 3}', '{"outputs": 7}', '{"outputs": [2], "warps": 1}'])
