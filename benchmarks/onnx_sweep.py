@@ -168,8 +168,8 @@ def table(results: list[dict[str, Any]]) -> str:
         "far the outputs spread about their mean, medians over the images, the worst output; the last two the share of",
         "decisions that are the same. Rounding in the last bit can move an activation by one code, which a deep",
         "network of random weights carries to its outputs and enlarges on the way. Where a difference is",
-        f"above {ENLARGED}, the figure in brackets is the largest of any packed layer or output when each layer is given",
-        "what the file computed before it. A model that is captured by parts is exported part by part.",
+        f"above {ENLARGED}, the figure in brackets is the largest of any packed layer or output when each layer is",
+        "given what the file computed before it. A model that is captured by parts is exported part by part.",
         "Made by `python benchmarks/onnx_sweep.py`.",
         "",
     ]
