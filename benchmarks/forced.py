@@ -2,7 +2,8 @@
 
 A whole network carries a code that rounding moved by one to its outputs, and one of random weights enlarges it on the
 way. So every packed layer of the network in torch hands on what the file has at its place instead of its own output;
-then what differs at a layer was made between it and the packed layers before it, and a wrong operation cannot hide.
+then what differs at a layer was made between it and the packed layers before it, and a wrong operation cannot hide. The
+network runs node by node for this, as it always does where layers have hooks, and not by schedules.
 """
 
 import re
