@@ -89,7 +89,7 @@ class Draft:
     def __init__(self) -> None:
         self._calls: list[_Call] = []
         self._count = 0
-        self._kept: list[object] = []
+        self._kept: list[Tensor] = []
         self.name = ""  # of what is being added: the place in the network
 
     def value(self, shape: Sequence[int], dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Value:
@@ -98,11 +98,11 @@ class Draft:
         return Value(self._count - 1, tuple(shape), dtype, channels_last)
 
     def keep(self, tensor: Tensor | None) -> int:
-        """Return the address of a contiguous weight or table, which then lives as long as the schedule; 0 for None."""
+        """Return the address of a weight or table in order, which then lives as long as the schedule; 0 for None."""
         if tensor is None:
             return 0
-        self._kept.append(tensor)
-        return int(tensor.data_ptr())
+        self._kept.append(tensor.contiguous())
+        return int(self._kept[-1].data_ptr())
 
     def call(self, emit: _Emit, reads: Sequence[Value | None], writes: Value) -> Value:
         """Add one kernel call; ``emit`` adds it to the native schedule once every value has a place."""

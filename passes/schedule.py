@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from binarize.kernels.schedule import why_not_compiled
 from binarize.layers.packed import PackActivation, PackedLayer
 from binarize.passes.emit import Operation
+from binarize.passes.lists import Interpreter
 from binarize.passes.match import operation_of
 from binarize.passes.stretch import Stretch
 
@@ -48,7 +49,7 @@ class Runner:
     """A graph cut into stretches and single nodes, and the facts under which it was cut so."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
-        self.gm, self.graph, self.by_torch = gm, gm.graph, fx.Interpreter(gm)
+        self.gm, self.graph, self.by_torch = gm, gm.graph, Interpreter(gm)
         self.reasons: dict[str, str] = {}
         self.items = tuple(self._cut())
         self.placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]

@@ -6,6 +6,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx
 
+from binarize.passes.lists import Interpreter
+
 __all__ = ["Values", "Walk", "advance", "run_with_taps", "start"]
 
 Values = dict[fx.Node, Any]
@@ -20,7 +22,7 @@ def start(gm: fx.GraphModule, args: Sequence[Any]) -> Values:
 
 def advance(gm: fx.GraphModule, nodes: Iterable[fx.Node], values: Values, exit: fx.Node) -> None:
     """Compute ``nodes`` from ``values``, and keep only the value of ``exit`` of them."""
-    interpreter = fx.Interpreter(gm, garbage_collect_values=False)
+    interpreter = Interpreter(gm, garbage_collect_values=False)
     interpreter.env = dict(values)
     for node in nodes:
         interpreter.env[node] = interpreter.run_node(node)
@@ -38,7 +40,7 @@ def run_with_taps(
     found: dict[str, Tensor] = {}
     values, output = start(gm, args), None
     last = {read: node for node in gm.graph.nodes for read in node.all_input_nodes}
-    interpreter = fx.Interpreter(gm, garbage_collect_values=False)
+    interpreter = Interpreter(gm, garbage_collect_values=False)
     interpreter.env = values
     for node in gm.graph.nodes:
         if node.op != "placeholder":

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from binarize.export.functions import DOMAIN
 from binarize.export.stand_ins import LABEL
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def clean(model: "onnx_ir.Model", output_names: Sequence[str]) -> None:
     labels = {id(node): _label(node) for node in model.graph}
     optimizer.fold_constants(
         model, onnx_shape_inference=False,
-        input_size_limit=MOST_FOLDED_BYTES, output_size_limit=MOST_FOLDED_BYTES,
+        input_size_limit=MOST_FOLDED_BYTES, output_size_limit=MOST_FOLDED_BYTES, should_fold=_may_fold,
     )  # fmt: skip
     for step in (
         passes.IdentityEliminationPass(),
@@ -43,6 +44,11 @@ def clean(model: "onnx_ir.Model", output_names: Sequence[str]) -> None:
         step(model)
     _name(model.graph, labels, output_names)
     _clear(model)
+
+
+def _may_fold(node: "onnx_ir.Node") -> bool | None:
+    """Keep our own operations on constants, which only a runtime computes; leave the choice on others to onnxscript."""
+    return False if node.domain == DOMAIN else None
 
 
 def _label(node: "onnx_ir.Node") -> tuple[str, str, bool]:

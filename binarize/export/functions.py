@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx import FunctionProto, NodeProto
 
-__all__ = ["DOMAIN", "VERSION", "function_protos", "is_nd"]
+__all__ = ["DOMAIN", "OPERATIONS", "VERSION", "WITHOUT_KERNELS", "function_protos", "is_nd"]
 
 DOMAIN = "binarize"
 VERSION = 1
@@ -259,27 +259,37 @@ def _layer(name: str, attributes: str, product: str) -> dict[str, str]:
     return made
 
 
+_ND_BODIES: dict[str, str] = {
+    "PackUniformNd": _PACK_UNIFORM.replace("PackUniform", "PackUniformNd"),
+    "PackThresholdsNd": _PACK_THRESHOLDS.replace("PackThresholds", "PackThresholdsNd"),
+    "PackTermsNd": _PACK_TERMS.replace("PackTerms", "PackTermsNd"),
+    **_layer("PackedConvNd", _CONV_ATTRIBUTES, _CONVOLVE),
+    **_layer("PackedConvTranspose", _SPREAD_ATTRIBUTES, _SPREAD),
+}
+
 # Those that others call come first.
 _BODIES: dict[str, str] = {
     "UnpackWeight": _UNPACK_WEIGHT,
     "PackUniform": _PACK_UNIFORM,
     "PackThresholds": _PACK_THRESHOLDS,
     "PackTerms": _PACK_TERMS,
-    "PackUniformNd": _PACK_UNIFORM.replace("PackUniform", "PackUniformNd"),
-    "PackThresholdsNd": _PACK_THRESHOLDS.replace("PackThresholds", "PackThresholdsNd"),
-    "PackTermsNd": _PACK_TERMS.replace("PackTerms", "PackTermsNd"),
     "PackedConv2dThreshold": _PACKED_CONV2D_THRESHOLD,
     "PackedConv2dUniform": _PACKED_CONV2D_UNIFORM,
     **_layer("PackedConv2d", _CONV_ATTRIBUTES, _CONVOLVE),
-    **_layer("PackedConvNd", _CONV_ATTRIBUTES, _CONVOLVE),
-    **_layer("PackedConvTranspose", _SPREAD_ATTRIBUTES, _SPREAD),
     **_layer("PackedLinear", _INPUT_ATTRIBUTES, _MULTIPLY),
+    **_ND_BODIES,
 }
+
+OPERATIONS = frozenset(_BODIES)
+"""Names of all operations of the domain."""
+
+WITHOUT_KERNELS = frozenset({"UnpackWeight", *_ND_BODIES})
+"""Those that our library for ONNX Runtime leaves to their bodies: a file has to keep these."""
 
 
 def is_nd(node: "NodeProto") -> bool:
     """Whether a node of the domain is of the family of other than two dimensions, and of transposed convolutions."""
-    return node.domain == DOMAIN and ("Nd" in node.op_type or "Transpose" in node.op_type)
+    return node.domain == DOMAIN and node.op_type in _ND_BODIES
 
 
 def function_protos(used: set[str], opset: int) -> "list[FunctionProto]":

@@ -2,16 +2,19 @@
 
 import copy
 import json
+import math
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from binarize.export.functions import DOMAIN, VERSION
 from binarize.layers.branches import branch_groups
 from binarize.layers.packed import PackActivation, PackedConv2d, PackedLayer, PackedLinear
 from binarize.layers.packed_nd import PackedConvNd
 from binarize.passes.graph import put
+from binarize.passes.lists import lend_lists
 
 __all__ = ["LABEL", "digit_threshold", "with_stand_ins"]
 
@@ -34,6 +37,8 @@ def with_stand_ins(net: nn.Module) -> nn.Module:
         elif isinstance(module, nn.Conv3d) and module.bias is None:
             # onnxscript 0.7 would write a bias of two dimensions where there is none, which no runtime takes
             module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels), requires_grad=False)
+        elif isinstance(module, fx.GraphModule):
+            lend_lists(module)
     return made
 
 
@@ -146,6 +151,26 @@ class _Packed(_StandIn):
         weight = [self.get_buffer(name) for name in ("bits", "scale", "bias")]
         return self.call(kind, [codes, *weight, *more], self.attributes | others, dtype, shape)
 
+    @final
+    def call_adding(
+        self, kind: str, codes: Tensor, residual: Tensor | None, shape: list[Any], crop: tuple[int, int] = (0, 0)
+    ) -> Tensor:
+        """Put the layer's node into the graph, and nodes that crop, add and clamp where it cannot do that itself.
+
+        It adds what has its output's shape; anything else may be spread over the output, or the output over it.
+        """
+        kind += self.terms
+        inside = residual is None or (_of_one_shape(residual.shape, shape) and not any(crop))
+        if residual is not None and inside:
+            return self.call_layer(f"{kind}Add", codes, [residual], torch.float32, shape)
+        limits = {} if inside else {"minimum": -math.inf, "maximum": math.inf}
+        y = self.call_layer(kind, codes, [], torch.float32, shape, **limits)
+        y = y[..., crop[0] :, crop[1] :] if any(crop) else y
+        if residual is None:
+            return y
+        y, bounds = y + residual, (self.attributes["minimum"], self.attributes["maximum"])
+        return y if bounds == (-math.inf, math.inf) else y.clamp(*bounds)
+
 
 @final
 class _Conv2d(_Packed):
@@ -189,11 +214,7 @@ class _Conv2d(_Packed):
             names = ("low", "inverse_step", "bits", "groups", "work")
             code = {f"reader_{name}": self.reader.attributes[name] for name in names}
             return self.call_layer("PackedConv2dUniform", x, [], torch.uint8, shape, **code)
-        if residual is not None:
-            y = self.call_layer(f"PackedConv2d{self.terms}Add", x, [residual], torch.float32, shape)
-        else:
-            y = self.call_layer(f"PackedConv2d{self.terms}", x, [], torch.float32, shape)
-        y = y[..., self.crop[0] :, self.crop[1] :] if any(self.crop) else y
+        y = self.call_adding("PackedConv2d", x, residual, shape, self.crop)
         return y if self.reader is None else self.reader(y)
 
     def _padded(self, x: Tensor) -> Tensor:
@@ -230,10 +251,7 @@ class _ConvNd(_Packed):
             x = x if self.padding_mode == "zeros" else nn.functional.pad(x, self.mode_padding, mode=self.padding_mode)
             x = self.pack(x)
         shape = [x.shape[0], self.space.out_channels, *self.space.output_size(x.shape[2:])]
-        kind = f"{'PackedConvTranspose' if self.space.transposed else 'PackedConvNd'}{self.terms}"
-        if residual is None:
-            return self.call_layer(kind, x, [], torch.float32, shape)
-        return self.call_layer(f"{kind}Add", x, [residual.expand(shape)], torch.float32, shape)
+        return self.call_adding("PackedConvTranspose" if self.space.transposed else "PackedConvNd", x, residual, shape)
 
 
 @final
@@ -249,9 +267,17 @@ class _Linear(_Packed):
         if x.is_floating_point():
             x = self.pack(x)
         shape = [*x.shape[:-1], self.geometry.out_channels]
-        if residual is None:
-            return self.call_layer(f"PackedLinear{self.terms}", x, [], torch.float32, shape)
-        return self.call_layer(f"PackedLinear{self.terms}Add", x, [residual.expand(shape)], torch.float32, shape)
+        return self.call_adding("PackedLinear", x, residual, shape)
+
+
+def _of_one_shape(seen: Sequence[Any], wanted: Sequence[Any]) -> bool:
+    """Whether neither is spread over the other. Asks nothing of open sizes, or they would not stay open."""
+    pairs = zip(seen, wanted, strict=False)
+    return len(seen) == len(wanted) and all(_is_one(a) == _is_one(b) for a, b in pairs)
+
+
+def _is_one(size: Any) -> bool:
+    return isinstance(size, int) and size == 1
 
 
 def _stand_in(module: PackActivation | PackedLayer, name: str) -> _StandIn:

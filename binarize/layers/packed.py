@@ -372,14 +372,17 @@ class PackedLinear(PackedLayer):
         if 0 in leading:  # a detector may propose nothing; the kernels take no empty image
             return self.scale.new_zeros(*leading, outputs)
         planes = x.reshape(1, 1, -1, *x.shape[-3:])
-        added = None if residual is None else residual.reshape(1, 1, -1, outputs).permute(0, 3, 1, 2)
+        fused = residual is None or residual.shape == (*leading, outputs)
+        added = residual.reshape(1, 1, -1, outputs).permute(0, 3, 1, 2) if residual is not None and fused else None
+        limits = (self.minimum, self.maximum) if fused else (-math.inf, math.inf)
         table, _, _ = self.tables(1, 1)
         held = self.operands(planes.dtype)
         y: Tensor = ops.conv2d(
             planes, held.weight, held.scale, table, None, None, added,
-            *held.geometry.arguments(), self.minimum, self.maximum,
+            *held.geometry.arguments(), *limits,
         )  # fmt: skip
-        return y.permute(0, 2, 3, 1).reshape(*leading, outputs)
+        y = y.permute(0, 2, 3, 1).reshape(*leading, outputs)
+        return y if residual is None or fused else (y + residual).clamp(self.minimum, self.maximum)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "PackedLinear":

@@ -15,7 +15,8 @@ from onnx.reference import ReferenceEvaluator
 from packed_layers import arrays_of, geometries, image, layer_of, layer_of_terms, levels, several, stand_in
 from torch.nn import functional as F
 
-from binarize.export.functions import DOMAIN, VERSION, function_protos
+import binarize
+from binarize.export.functions import DOMAIN, OPERATIONS, VERSION, WITHOUT_KERNELS, function_protos
 from binarize.export.stand_ins import digit_threshold
 from binarize.layers.packed import Geometry, PackActivation, PackedConv2d, PackedLinear
 
@@ -228,3 +229,21 @@ def test_a_layer_of_several_terms_is_that_of_the_values(geometry, count, linear,
     bound = (geometry.depth + 2 * count * len(odd) + 8) * ROUNDING * (2 * sizes + 10.0)
     assert ((plain - layer(x)).abs() <= bound).all()
     assert ((added - layer(x) - residual).abs() <= bound).all()
+
+
+def test_the_library_has_kernels_for_all_operations_but_those_that_are_said_to_run_their_bodies():
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(binarize.onnxruntime_library())
+    missing = set()
+    for kind in OPERATIONS:
+        node = onnx.helper.make_node(kind, ["x"], ["y"], domain=DOMAIN)
+        slots = [onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+        graph = onnx.helper.make_graph([node], "one", slots[:1], slots[1:])
+        opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, VERSION)]
+        model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+        with pytest.raises(Exception, match="ONNXRuntimeError") as refused:  # the node lacks inputs and attributes
+            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        if f"{DOMAIN}:{kind}(-1) is not a registered" in str(refused.value):
+            missing.add(kind)
+    assert missing == WITHOUT_KERNELS

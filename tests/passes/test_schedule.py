@@ -76,6 +76,20 @@ def test_a_scheduled_network_gives_the_bits_of_its_layers(scheme, route, monkeyp
     assert None not in inputs(net)
 
 
+@pytest.mark.parametrize("route", ["popcount", "int8"])
+@pytest.mark.parametrize("scheme", ["xnor-net", "encoding:w=2,a=2"])
+def test_borders_of_one_axis_only_are_those_of_the_layers(scheme, route, monkeypatch):
+    monkeypatch.setenv("BINARIZE_ROUTE", route)
+    torch.manual_seed(0)
+    wide, high = nn.Conv2d(16, 12, (1, 5), padding=(0, 2)), nn.Conv2d(12, 8, (5, 1), padding=(2, 0))
+    recipe = binarize.Recipe(scheme, convert=("*",), keep_first=False, keep_last=False, smallest=0)
+    net = binarize.pack(binarize.convert(nn.Sequential(wide, nn.Sigmoid(), high).eval(), IMAGES, recipe=recipe))
+    assert net.get_submodule("0").activation.low != 0  # with 0 no border differs
+
+    with torch.no_grad():
+        assert torch.equal(net(IMAGES), by_nodes(net, IMAGES, monkeypatch=monkeypatch))
+
+
 @pytest.mark.parametrize("level", LEVELS[:-1], ids=lambda level: level.name)
 def test_every_level_gives_the_same_bits(level, monkeypatch):
     if why := level.why_not():
