@@ -45,6 +45,14 @@ PackThresholds <groups, rows, work, x_inner, version> (x, thresholds) => (codes)
 }
 """
 
+# Stands between layers of this domain, which then need not lay their images out as the standard operation wants them.
+_MAX_POOL = """
+MaxPool2d <kernel_shape, strides, pads, dilations, x_inner, y_inner, version> (x) => (y) {
+  y = MaxPool <kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads,
+    dilations: ints = @dilations> (x)
+}
+"""
+
 # Digit j of a code counts 2**j, whatever its term.
 _PACK_TERMS = """
 PackTerms <groups, bits, rows, work, x_inner, version> (x, thresholds) => (codes) {
@@ -273,6 +281,7 @@ _BODIES: dict[str, str] = {
     "PackUniform": _PACK_UNIFORM,
     "PackThresholds": _PACK_THRESHOLDS,
     "PackTerms": _PACK_TERMS,
+    "MaxPool2d": _MAX_POOL,
     "PackedConv2dThreshold": _PACKED_CONV2D_THRESHOLD,
     "PackedConv2dUniform": _PACKED_CONV2D_UNIFORM,
     **_layer("PackedConv2d", _CONV_ATTRIBUTES, _CONVOLVE),

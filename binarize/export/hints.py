@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from binarize.errors import ExportError
-from binarize.export.functions import DOMAIN, is_nd
+from binarize.export.functions import DOMAIN, VERSION, is_nd
 from binarize.kernels.problem import Conv2dProblem
 from binarize.kernels.speeds import Speeds
 
@@ -41,7 +41,7 @@ def add_hints(model: "ModelProto") -> None:
     for node in graph.node:
         for index, name in enumerate(node.input):
             readers[name].append(_Reader(node, index))
-    inner = set()
+    inner = _adopt_pools(model, readers, outputs)
     for node in _ours(model):
         name = node.output[0]
         if _makes_codes(node):
@@ -50,7 +50,7 @@ def add_hints(model: "ModelProto") -> None:
             continue
         if _makes_codes(node):
             _tell_work(node, [reader.node for reader in readers[name]])
-        elif node.op_type.startswith("PackedConv2d") and name not in outputs and _all_take_inner(readers[name]):
+        elif _gives_images(node) and name not in outputs and _all_take_inner(readers[name]):
             inner.add(name)
             _set(node, "y_inner", 1)
             for reader in readers[name]:
@@ -58,6 +58,48 @@ def add_hints(model: "ModelProto") -> None:
     kept = [info for info in graph.value_info if info.name not in inner]
     del graph.value_info[:]
     graph.value_info.extend(kept)
+
+
+def _adopt_pools(model: "ModelProto", readers: dict[str, list[_Reader]], outputs: set[str]) -> set[str]:
+    """Make max-pooling between layers of ours an operation of ours; return the names of what it reads.
+
+    Else the layer before would turn its image for it, and those after turn it back.
+    """
+    makers = {node.output[0]: node for node in _ours(model)}
+    adopted = set()
+    for node in model.graph.node:
+        maker = makers.get(node.input[0]) if node.op_type == "MaxPool" and node.domain in ("", "ai.onnx") else None
+        if maker is None or not _gives_images(maker) or _why_not_ours(node) is not None:
+            continue
+        x, y = node.input[0], node.output[0]
+        if {x, y} & outputs or len(readers[x]) > 1 or not _all_take_inner(readers[y]):
+            continue
+        given = _attributes(node)
+        node.op_type, node.domain = "MaxPool2d", DOMAIN
+        del node.attribute[:]
+        for name, otherwise in (("kernel_shape", []), ("strides", [1, 1]), ("pads", [0] * 4), ("dilations", [1, 1])):
+            _set(node, name, list(given.get(name, otherwise)))
+        for name, value in (("x_inner", 1), ("y_inner", 1), ("version", VERSION)):
+            _set(node, name, value)
+        makers[y] = node
+        adopted.add(x)
+    return adopted
+
+
+def _why_not_ours(pool: "NodeProto") -> str | None:
+    """Return why a standard max-pooling has no operation of ours, or None."""
+    given = _attributes(pool)
+    pads = given.get("pads", [0] * 4)
+    if len(given["kernel_shape"]) != 2 or len(pool.output) != 1:
+        return "it is not of two dimensions, or tells places"
+    if given.get("ceil_mode") or given.get("auto_pad", b"NOTSET") != b"NOTSET" or pads[:2] != pads[2:]:
+        return "its borders differ by side"
+    return None
+
+
+def _gives_images(node: "NodeProto") -> bool:
+    """Whether a node of ours gives a float image."""
+    return node.op_type == "MaxPool2d" or (node.op_type.startswith("PackedConv2d") and not _makes_codes(node))
 
 
 def _ours(model: "ModelProto") -> "Iterator[NodeProto]":
@@ -69,7 +111,7 @@ def _is_layer(node: "NodeProto") -> bool:
 
 
 def _makes_codes(node: "NodeProto") -> bool:
-    return not _is_layer(node) or node.op_type.endswith(("Threshold", "Uniform"))
+    return node.op_type.startswith("Pack") and (not _is_layer(node) or node.op_type.endswith(("Threshold", "Uniform")))
 
 
 def _require_ours(node: "NodeProto", readers: list[_Reader], is_output: bool) -> None:
@@ -118,6 +160,8 @@ def _takes_inner(reader: _Reader) -> bool:
         return False
     if _is_layer(node):
         return node.op_type.startswith("PackedConv2d") and reader.place == _RESIDUAL
+    if node.op_type == "MaxPool2d":
+        return True
     return reader.place == 0 and not _attributes(node)["rows"]
 
 

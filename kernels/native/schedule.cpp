@@ -6,20 +6,6 @@
 
 namespace binarize {
 
-#define DENSE_LEVEL(name, condition)            \
-  {#name,                                       \
-   [] { return static_cast<bool>(condition); }, \
-   dense_conv2d_##name,                         \
-   dense_pool_##name,                           \
-   dense_sum_##name,                            \
-   dense_transpose_##name},
-const DenseLevel kDenseLevels[] = {
-#include "dense_levels.inc"
-};
-#undef DENSE_LEVEL
-
-const int kDenseLevelCount = sizeof(kDenseLevels) / sizeof(kDenseLevels[0]);
-
 Step conv_step(int level, const Geometry& geometry, const Conv2d& fixed, Form form, Place x, Place residual, Place out,
                int64_t cleared) {
   return [=](const Frame& frame) {

@@ -60,6 +60,50 @@ def test_decisions_are_identical_and_nothing_falls_back(scheme, tmp_path):
     assert kinds == asked
 
 
+class Pooled(nn.Module):
+    """A pool between two convolutions; its output is added to later, or read by something else too."""
+
+    def __init__(self, pool, kind):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 20, 3, padding=1), nn.Conv2d(20, 20, 3, padding=1)
+        self.c, self.pool, self.kind = nn.Conv2d(20, 6, 1), pool, kind
+
+    def forward(self, x):
+        y = self.pool(torch.relu(self.a(x)))
+        z = torch.relu(self.b(y) + y)
+        if self.kind == "another reads it":
+            return self.c(z) + y.mean()
+        return self.c(z)
+
+
+POOLS = {
+    "plain": (nn.MaxPool2d(2), "plain", True),
+    "padded": (nn.MaxPool2d(3, 2, 1), "plain", True),
+    "dilated": (nn.MaxPool2d((2, 3), (1, 2), dilation=(3, 2)), "plain", True),
+    "rounded up": (nn.MaxPool2d(3, 2, ceil_mode=True), "plain", False),
+    "read elsewhere": (nn.MaxPool2d(2), "another reads it", False),
+}
+
+
+@pytest.mark.parametrize("case", POOLS.values(), ids=POOLS)
+def test_pools_between_layers_are_ours_and_give_the_same_bits(case, tmp_path):
+    pool, kind, ours = case
+    torch.manual_seed(0)
+    recipe = Recipe("encoding:w=2,a=3", convert=("*",), keep_first=False, keep_last=False, smallest=1)
+    net = pack(convert(Pooled(pool, kind).eval(), torch.randn(4, 3, 15, 14), recipe=recipe))
+    x = torch.randn(3, 3, 15, 14)
+
+    path = export_onnx(net, tmp_path / "net.onnx")
+
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert ("MaxPool2d" in kinds, "MaxPool" in kinds) == (ours, not ours)
+    (y,) = session_of(path).run(None, {"x": x.numpy()})
+    (bodies,) = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x.numpy()})
+    wanted = net(x).numpy()
+    assert np.abs(y - wanted).max() <= 1e-6 * np.abs(wanted).max()  # the mean adds in another order
+    assert np.median(np.abs(bodies - wanted)) <= 1e-5 * np.abs(wanted).max()  # a code that rounding moves is rare
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     torch.manual_seed(0)

@@ -181,6 +181,32 @@ def test_images_and_types_that_do_not_fit_are_refused_when_run():
     assert session.run(None, {"x": np.zeros((0, 8, 5, 4), np.float32)})[0].shape == (0, 12, 5, 4)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_inner": 0}, "stands between other operations"),
+        ({"kernel_shape": [3]}, "kernel_shape are \\(3\\)"),
+        ({"strides": [0, 1]}, "strides are \\(0, 1\\)"),
+        ({"pads": [1, 1, 0, 1]}, "differ by side"),
+        ({"pads": [3, 3, 3, 3]}, "a window lies outside the image"),
+        ({"dilations": [1 << 19, 1]}, "its window is too large"),
+    ],
+    ids=str,
+)
+def test_a_damaged_pool_is_refused(changes, message):
+    sound = {
+        "kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4, "dilations": [1, 1], "x_inner": 1, "y_inner": 1,
+        "version": 1,
+    }  # fmt: skip
+    node = onnx.helper.make_node("MaxPool2d", ["x"], ["y"], "pool", domain="binarize", **(sound | changes))
+    x, y = (onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy")
+    imports = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("binarize", 1)]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y]), opset_imports=imports, ir_version=8)
+
+    with pytest.raises(Exception, match=message):
+        onnxruntime.InferenceSession(model.SerializeToString(), options(), providers=["CPUExecutionProvider"])
+
+
 def test_codes_that_another_operation_touched_are_refused():
     flat = onnx.helper.make_node("Flatten", ["c"], ["d"])
 

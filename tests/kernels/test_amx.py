@@ -14,7 +14,7 @@ NATIVE = HERE.parents[1] / "kernels" / "native"
 OPTIONS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-trapping-math"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mpopcnt"]
 SOURCES = {
-    NATIVE / "schedule.cpp": [],
+    NATIVE / "dense.cpp": [],
     NATIVE / "threads.cpp": [],
     NATIVE / "cpu" / "scalar.cpp": [],
     NATIVE / "cpu" / "dense_scalar.cpp": [],

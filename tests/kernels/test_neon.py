@@ -8,7 +8,7 @@ import pytest
 
 NATIVE = Path(__file__).parents[2] / "kernels" / "native"
 SOURCES = [
-    *(NATIVE / name for name in ("dispatch.cpp", "schedule.cpp", "threads.cpp")),
+    *(NATIVE / name for name in ("dispatch.cpp", "dense.cpp", "threads.cpp")),
     *(NATIVE / "cpu" / f"{name}.cpp" for name in ("scalar", "dense_scalar", "neon", "dense_neon")),
     Path(__file__).parent / "compare" / "compare.cpp",
 ]

@@ -1,5 +1,4 @@
 #include "kernel.h"
-#include "layout.h"
 
 namespace binarize::ort {
 namespace {
@@ -81,11 +80,6 @@ Packing Packing::thresholds(const Node& node, std::vector<float> levels, int64_t
 
 void Packing::run(const float* x, int64_t n, int64_t pixels, int64_t channels, bool channels_last, void* out) const {
   if (n * pixels == 0) return;
-  if (!channels_last && form_.codes && pixels > 1) {  // codes are written pixel by pixel
-    float* turned = static_cast<float*>(held(Held::pixels, static_cast<size_t>(n * pixels * channels) * 4));
-    transpose<float>({x, turned, n, channels, pixels, channels}, most_threads());
-    x = turned;
-  }
   Pack pack{};
   pack.x = x;
   pack.out = form_.codes ? nullptr : static_cast<uint32_t*>(out);
@@ -96,7 +90,7 @@ void Packing::run(const float* x, int64_t n, int64_t pixels, int64_t channels, b
   pack.groups = static_cast<int>(form_.groups);
   pack.planes = planes_;
   pack.words = static_cast<int>(form_.bytes(channels) / 4);
-  pack.channels_last = channels_last || form_.codes;
+  pack.channels_last = channels_last;
   pack.low = low_;
   pack.inverse_step = inverse_step_;
   pack.thresholds = levels_.empty() ? nullptr : levels_.data();

@@ -93,7 +93,7 @@ class Lender final {
 int most_threads();
 
 // Memory of the calling thread beside that of `scratch`, reused by its next call.
-enum class Held { residual, values, pixels, kinds };
+enum class Held { residual, values, kinds };
 void* held(Held kind, size_t bytes);
 
 }  // namespace binarize::ort

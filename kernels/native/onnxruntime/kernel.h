@@ -64,6 +64,8 @@ std::unique_ptr<Kernel> make_pack_uniform(const Node& node);
 std::unique_ptr<Kernel> make_pack_thresholds(const Node& node);
 std::unique_ptr<Kernel> make_pack_terms(const Node& node);
 
+std::unique_ptr<Kernel> make_max_pool(const Node& node);
+
 // What a layer does with its float output.
 enum class Ending { values, thresholds, uniform };
 

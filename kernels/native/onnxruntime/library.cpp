@@ -26,6 +26,7 @@ struct Row {
 #define LAYER(kind) [](const Node& node) { return make_layer(node, kind); }
 constexpr Row kRows[] = {
     {"PackUniform", 1, "fu", make_pack_uniform},
+    {"MaxPool2d", 1, "ff", make_max_pool},
     {"PackThresholds", 2, "ffu", make_pack_thresholds},
     {"PackTerms", 2, "ffu", make_pack_terms},
     {"PackedConv2d", 4, "uufff", LAYER(image(false, false))},
