@@ -132,13 +132,13 @@ class Draft:
             return dataclasses.replace(x, channels_last=False)
         return self.transposed(x)
 
-    def sum(self, a: Value, b: Value | None, minimum: float, maximum: float) -> Value:
-        """Add ``clamp(a + b)``, or ``clamp(a)``."""
+    def sum(
+        self, a: Value, b: Value | None, minimum: float, maximum: float, shares: tuple[float, float] = (1.0, 1.0)
+    ) -> Value:
+        """Add ``clamp(share_a a + share_b b)`` by one multiply-add, or without ``b``."""
         out = self.value(a.shape, a.dtype, a.channels_last)
-        count, level = math.prod(a.shape), dense_level()
-        return self.call(
-            lambda to, at: to.sum(level, count, minimum, maximum, at(a), at(b), at(out)), [a, b], out
-        )  # fmt: skip
+        numbers = dense_level(), math.prod(a.shape), minimum, maximum, *shares
+        return self.call(lambda to, at: to.sum(*numbers, at(a), at(b), at(out)), [a, b], out)
 
     def finish(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> "Program":
         """Plan the memory and build the schedule.

@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
 from math import inf, prod
 from typing import final
 
@@ -30,9 +29,10 @@ __all__ = [
     "Packing",
     "Pooling",
     "Same",
+    "Values",
 ]
 
-Values = Mapping[fx.Node, Value]
+Values = dict[fx.Node, Value]
 
 
 class Operation(abc.ABC):
@@ -45,6 +45,11 @@ class Operation(abc.ABC):
 
     node: fx.Node
     makes_new: bool = True
+
+    @property
+    def count(self) -> int:
+        """How many nodes it computes."""
+        return 1
 
     @abc.abstractmethod
     def emit(self, draft: Draft, values: Values) -> Value:

@@ -1,5 +1,6 @@
 """Which operation a node of a packed graph is in a schedule; what none is, torch runs, and the reason is kept."""
 
+import operator
 from collections.abc import Callable
 from math import inf
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from binarize.kernels import steps
+from binarize.layers.branches import Branches
 from binarize.layers.geometry import problem_of
 from binarize.layers.packed import PackActivation, PackedConv2d, PackedLinear
 from binarize.passes.emit import (
@@ -25,6 +27,7 @@ from binarize.passes.emit import (
     Pooling,
     Same,
 )
+from binarize.passes.emit_branches import Body, BranchesSum, Part
 from binarize.passes.operations import add_of, clamp_of, is_inplace, module_of
 
 __all__ = ["operation_of"]
@@ -62,6 +65,8 @@ def _operation(gm: fx.GraphModule, node: fx.Node) -> Operation | str:
         taken = _operation(gm, feeder) if feeder.op != "placeholder" else None
         return Same(node) if isinstance(taken, Operation) and taken.absorbed is node else Clamp(node, feeder, bounds)
     module = module_of(gm, node)
+    if node.target is operator.getitem and isinstance(_operation(gm, node.args[0]), BranchesSum):
+        return Part(node)
     if module is None:
         return _function(node) or f"{_name(node.target)} has no kernel"
     if "forward" in module.__dict__:
@@ -171,6 +176,47 @@ def _dropout(gm: fx.GraphModule, node: fx.Node, module: nn.Dropout) -> Operation
     return "it drops values in training" if module.training else Same(node)
 
 
+def _branches(gm: fx.GraphModule, node: fx.Node, branches: Branches) -> Operation | str:
+    if branches.router is not None:
+        return "it chooses branches"
+    if not all(isinstance(arg, fx.Node) for arg in node.args) or node.kwargs:
+        return "it takes no tensors by position"
+    if branches.hands_on and not _takes_follow(node):
+        return "what it hands on is taken later"
+    bodies = []
+    for k, body in enumerate(branches.bodies):
+        found = _body(f"{node.target}.bodies.{k}", body)  # type: ignore[arg-type]  # a graph
+        if isinstance(found, str):
+            return found
+        bodies.append(found)
+    return BranchesSum(node, branches, tuple(bodies))
+
+
+def _takes_follow(node: fx.Node) -> bool:
+    """Whether the next nodes take each its part of a tuple, and nothing else reads it."""
+    after, left = node.next, len(node.users)
+    while left and after.target is operator.getitem and after.args[0] is node and isinstance(after.args[1], int):
+        after, left = after.next, left - 1
+    return not left
+
+
+def _body(path: str, body: fx.GraphModule) -> Body | str:
+    """Return the graph of a branch, or why torch has to run it."""
+    inputs = [node for node in body.graph.nodes if node.op == "placeholder"]
+    output = body.graph.output_node().args[0]
+    if len(inputs) != 1 or not isinstance(output, fx.Node):
+        return "a branch of it maps no tensor to one"
+    operations = []
+    for node in body.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        found = "a constant" if node.op == "get_attr" else operation_of(body, node)
+        if isinstance(found, str):
+            return f"{node.name} of a branch: {found}"
+        operations.append(found)
+    return Body(path, inputs[0], tuple(operations), output)
+
+
 _MODULES: dict[type[nn.Module], Callable[[fx.GraphModule, fx.Node, Any], Operation | str]] = {
     PackActivation: lambda gm, node, module: Packing(node, module),
     PackedConv2d: _packed_conv,
@@ -184,5 +230,6 @@ _MODULES: dict[type[nn.Module], Callable[[fx.GraphModule, fx.Node, Any], Operati
         Flatten(node) if (module.start_dim, module.end_dim) == (1, -1) else "it keeps dimensions"
     ),
     nn.Dropout: _dropout,
+    Branches: _branches,
     nn.Identity: lambda gm, node, module: Same(node),
 }

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from binarize.kernels.schedule import why_not_compiled
+from binarize.layers.branches import Branches
 from binarize.layers.packed import PackActivation, PackedLayer
 from binarize.passes.emit import Operation
 from binarize.passes.lists import Interpreter
@@ -159,6 +160,8 @@ def _places(gm: fx.GraphModule, paths: Iterable[str]) -> Iterator[tuple[Mapping[
 _FIELDS: dict[type[nn.Module], tuple[str, ...]] = {
     PackedLayer: ("geometry", "exactness", "minimum", "maximum", "reader", "crop", "padding_mode"),
     PackActivation: ("terms", "low", "step", "inverse_step", "groups", "rows", "route"),
+    Branches: ("hands_on",),
+    fx.GraphModule: ("_graph", "_code"),
     nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
     nn.modules.pooling._MaxPoolNd: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
     nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
@@ -272,13 +275,16 @@ def coverage(net: nn.Module) -> Coverage:
     reason = why_not()
     scheduled = stretches = 0
     left: dict[str, str] = {}
+    inner: list[str] = []  # graphs that a schedule of another runs
     for path, module in net.named_modules():
-        if not isinstance(module, ScheduledGraph) or reason is not None:
+        if not isinstance(module, ScheduledGraph) or reason is not None or path.startswith(tuple(inner)):
             continue
         runner = Runner(module)
         found = [item for item in runner.items if isinstance(item, Stretch)]
         stretches += len(found)
-        scheduled += sum(len(item.operations) for item in found)
+        operations = [operation for item in found for operation in item.operations]
+        scheduled += sum(operation.count for operation in operations)
+        inner += [f"{path}.{o.node.target}." if path else f"{o.node.target}." for o in operations if o.count > 1]
         left.update({f"{path}.{name}" if path else name: why for name, why in runner.reasons.items()})
     if reason is None and not any(isinstance(module, ScheduledGraph) for module in net.modules()):
         reason = "the network is not packed, or could not be traced"

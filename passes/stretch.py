@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from binarize.errors import BinarizeError
 from binarize.kernels.schedule import Draft, Program, Value, empty
-from binarize.passes.emit import Operation
+from binarize.passes.emit import Operation, Values
 
 __all__ = ["Stretch"]
 
@@ -61,7 +61,7 @@ class Stretch:
     def _build(self, tensors: Sequence[Tensor], orders: Sequence[bool]) -> Program:
         draft = Draft()
         given = [draft.value(x.shape, x.dtype, order) for x, order in zip(tensors, orders, strict=True)]
-        values: dict[fx.Node, Value] = dict(zip(self.inputs, given, strict=True))
+        values: Values = dict(zip(self.inputs, given, strict=True))
         for operation in self.operations:
             draft.name = str(operation.node.target if operation.node.op == "call_module" else operation.node.name)
             values[operation.node] = operation.emit(draft, values)

@@ -13,11 +13,11 @@ struct DenseConv2d {
   int64_t n, h, w, out_h, out_w;
   int groups, channels, out_channels;
   int kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-  bool channels_last;     // of x; else (n, channels, h, w), and then of one group
-  const float* x;         // (n, h, w, all channels)
-  const float* weight;    // (groups, blocks of 32 outputs, taps, channels, 32); filled up with zeros
-  const float* bias;      // (all output channels)
-  float* out;             // (n, out_h, out_w, all output channels)
+  bool channels_last;   // of x; else (n, channels, h, w), and then of one group
+  const float* x;       // (n, h, w, all channels)
+  const float* weight;  // (groups, blocks of 32 outputs, taps, channels, 32); filled up with zeros
+  const float* bias;    // (all output channels)
+  float* out;           // (n, out_h, out_w, all output channels)
   float minimum, maximum;
   int threads;
 };
@@ -34,12 +34,13 @@ struct Pool {
   int threads;
 };
 
-// out = clamp(a + b), or clamp(a) where b is null.
+// out = clamp(b_share * b + a_share * a), the second product rounded first, or without b where it is null.
 struct Sum {
   int64_t count;
   const float *a, *b;
   float* out;
   float minimum, maximum;
+  float a_share, b_share;
 };
 
 // (n, rows, columns) to (n, columns, rows): from NCHW to NHWC and back.

@@ -126,10 +126,17 @@ void add_pool(Schedule& schedule, int level, const Sizes& size, const std::vecto
   schedule.add(pool_step(level, call, place_of(x), place_of(out)));
 }
 
-void add_sum(Schedule& schedule, int level, int64_t count, double minimum, double maximum, Where a, Where b,
-             Where out) {
+void add_sum(Schedule& schedule, int level, int64_t count, double minimum, double maximum, double a_share,
+             double b_share, Where a, Where b, Where out) {
   require(level >= 0 && level < kDenseLevelCount, "bad step");
-  const Sum call{count, nullptr, nullptr, nullptr, static_cast<float>(minimum), static_cast<float>(maximum)};
+  const Sum call{count,
+                 nullptr,
+                 nullptr,
+                 nullptr,
+                 static_cast<float>(minimum),
+                 static_cast<float>(maximum),
+                 static_cast<float>(a_share),
+                 static_cast<float>(b_share)};
   schedule.add(sum_step(level, call, place_of(a), place_of(b), place_of(out)));
 }
 

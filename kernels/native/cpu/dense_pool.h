@@ -86,12 +86,12 @@ Status dense_pool(const Pool& call) {
 }
 
 inline void dense_sum(const Sum& s) {
-  const float low = s.minimum, high = s.maximum;
+  const float low = s.minimum, high = s.maximum, a_share = s.a_share, b_share = s.b_share;
   const float *a = s.a, *b = s.b;
   float* out = s.out;
 #pragma GCC ivdep
   for (int64_t i = 0; i < s.count; ++i) {
-    float y = b == nullptr ? a[i] : a[i] + b[i];
+    float y = b == nullptr ? a_share * a[i] : __builtin_fmaf(b_share, b[i], a_share * a[i]);
     y = low > y ? low : y;
     out[i] = high < y ? high : y;
   }
