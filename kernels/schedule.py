@@ -132,6 +132,33 @@ class Draft:
             return dataclasses.replace(x, channels_last=False)
         return self.transposed(x)
 
+    def channelwise(
+        self, x: Value, scale: Tensor, shift: Tensor, slope: Tensor | None, minimum: float, maximum: float
+    ) -> Value:
+        """Add ``clamp(y)``, with y an image times and plus a number for each channel, and less steep below 0."""
+        x = self.channels_last(x)
+        out = self.value(x.shape, x.dtype, channels_last=True)
+        n, c, h, w = x.shape
+        held = [0 if t is None else self.keep(t) for t in (scale, shift, slope)]
+        numbers = dense_level(), n * h * w, c, *held, minimum, maximum
+        return self.call(lambda to, at: to.channelwise(*numbers, at(x), at(out)), [x], out)
+
+    def side_by_side(self, parts: Sequence[Value]) -> Value:
+        """Add tensors ``(n, c, ...)`` one after another along their channels."""
+        last = all(len(x.shape) == 4 and x.channels_last for x in parts)
+        if not last and len(parts[0].shape) == 4:
+            parts = [self.plain(x) for x in parts]
+        n, _, *sizes = parts[0].shape
+        pixels = math.prod(sizes)
+        channels = sum(x.shape[1] for x in parts)
+        out = self.value((n, channels, *sizes), torch.float32, last)
+        rows, each = (n * pixels, 1) if last else (n, pixels)
+        offset = 0
+        for x in parts:
+            self.call(_placing(rows, x.shape[1] * each, channels * each, offset, x, out), [x], out)
+            offset += x.shape[1] * each
+        return out
+
     def sum(
         self, a: Value, b: Value | None, minimum: float, maximum: float, shares: tuple[float, float] = (1.0, 1.0)
     ) -> Value:
@@ -232,6 +259,10 @@ class Program:
         found = run(start, *addresses, torch.get_num_threads())
         self._arenas.append(arena)
         return found, filled
+
+
+def _placing(rows: int, width: int, stride: int, offset: int, x: Value, out: Value) -> _Emit:
+    return lambda to, at: to.place(rows, width, stride, offset, at(x), at(out))
 
 
 def empty(value: Value) -> Tensor:

@@ -28,6 +28,7 @@ from binarize.passes.emit import (
     Same,
 )
 from binarize.passes.emit_branches import Body, BranchesSum, Part
+from binarize.passes.emit_channels import Concatenation, Normalisation, Rectification
 from binarize.passes.operations import add_of, clamp_of, is_inplace, module_of
 
 __all__ = ["operation_of"]
@@ -55,8 +56,10 @@ def _owns_input(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _operation(gm: fx.GraphModule, node: fx.Node) -> Operation | str:
+    if _is_concatenation(node):
+        return _concatenation(node)
     if not node.args or not isinstance(node.args[0], fx.Node):
-        return f"{node.target} takes no tensor by position"
+        return f"{_name(node.target)} takes no tensor by position"
     bounds, terms = clamp_of(gm, node), add_of(node)
     if terms is not None:
         return Addition(node, terms, *_clamp_after(gm, node))
@@ -73,6 +76,20 @@ def _operation(gm: fx.GraphModule, node: fx.Node) -> Operation | str:
         return "its forward was replaced"
     made = _MODULES.get(type(module))
     return f"{type(module).__name__} has no kernel" if made is None else made(gm, node, module)
+
+
+def _is_concatenation(node: fx.Node) -> bool:
+    return node.target in (torch.cat, torch.concat) and bool(node.args)
+
+
+def _concatenation(node: fx.Node) -> Operation | str:
+    parts = node.args[0]
+    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, fx.Node) for part in parts) or not parts:
+        return "it joins no tensors that the graph names"
+    if axis != 1 or set(node.kwargs) - {"dim"}:
+        return "it joins along another axis than the channels"
+    return Concatenation(node, tuple(parts))  # type: ignore[arg-type]  # all are nodes
 
 
 def _name(target: object) -> str:
@@ -217,6 +234,18 @@ def _body(path: str, body: fx.GraphModule) -> Body | str:
     return Body(path, inputs[0], tuple(operations), output)
 
 
+def _batch_norm(gm: fx.GraphModule, node: fx.Node, norm: nn.BatchNorm2d) -> Operation | str:
+    if norm.training or norm.running_mean is None:
+        return "it takes the statistics of its batch"
+    if not _is_float(norm.running_mean, norm.weight):
+        return "its numbers are not float32 on the CPU"
+    return Normalisation(node, norm, *_clamp_after(gm, node))
+
+
+def _prelu(gm: fx.GraphModule, node: fx.Node, module: nn.PReLU) -> Operation | str:
+    return Rectification(node, module.weight) if _is_float(module.weight) else "its slopes are not float32 on the CPU"
+
+
 _MODULES: dict[type[nn.Module], Callable[[fx.GraphModule, fx.Node, Any], Operation | str]] = {
     PackActivation: lambda gm, node, module: Packing(node, module),
     PackedConv2d: _packed_conv,
@@ -230,6 +259,8 @@ _MODULES: dict[type[nn.Module], Callable[[fx.GraphModule, fx.Node, Any], Operati
         Flatten(node) if (module.start_dim, module.end_dim) == (1, -1) else "it keeps dimensions"
     ),
     nn.Dropout: _dropout,
+    nn.BatchNorm2d: _batch_norm,
+    nn.PReLU: _prelu,
     Branches: _branches,
     nn.Identity: lambda gm, node, module: Same(node),
 }

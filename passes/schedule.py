@@ -166,6 +166,7 @@ _FIELDS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.modules.pooling._MaxPoolNd: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
     nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
     nn.Dropout: ("training",),
+    nn.BatchNorm2d: ("training", "eps"),
     nn.Hardtanh: ("min_val", "max_val"),
     nn.AdaptiveAvgPool2d: ("output_size",),
     nn.Flatten: ("start_dim", "end_dim"),

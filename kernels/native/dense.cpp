@@ -8,7 +8,8 @@ namespace binarize {
    dense_conv2d_##name,                         \
    dense_pool_##name,                           \
    dense_sum_##name,                            \
-   dense_transpose_##name},
+   dense_transpose_##name,                      \
+   dense_channelwise_##name},
 const DenseLevel kDenseLevels[] = {
 #include "dense_levels.inc"
 };

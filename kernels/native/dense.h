@@ -50,6 +50,21 @@ struct Transpose {
   float* out;
 };
 
+// y = scale[c] x + shift[c] in one rounding, times slope[c] below 0; out = clamp(y). The slope may be null.
+struct Channelwise {
+  int64_t pixels, channels;
+  const float *x, *scale, *shift, *slope;
+  float* out;
+  float minimum, maximum;
+};
+
+// Rows of `width` numbers to places `stride` apart: one part of what is put side by side.
+struct Placing {
+  int64_t rows, width, stride;
+  const float* x;
+  float* out;
+};
+
 struct DenseLevel {
   const char* name;
   bool (*runs_here)();
@@ -57,6 +72,7 @@ struct DenseLevel {
   Status (*pool)(const Pool&);
   void (*sum)(const Sum&);
   void (*transpose)(const Transpose&);
+  void (*channelwise)(const Channelwise&);
 };
 
 extern const DenseLevel kDenseLevels[];  // best first
@@ -66,7 +82,8 @@ extern const int kDenseLevelCount;
   Status dense_conv2d_##name(const DenseConv2d& call); \
   Status dense_pool_##name(const Pool& call);          \
   void dense_sum_##name(const Sum& call);              \
-  void dense_transpose_##name(const Transpose& call);
+  void dense_transpose_##name(const Transpose& call);  \
+  void dense_channelwise_##name(const Channelwise& call);
 #include "dense_levels.inc"
 #undef DENSE_LEVEL
 

@@ -65,6 +65,26 @@ Step sum_step(int level, const Sum& fixed, Place a, Place b, Place out) {
   };
 }
 
+Step channelwise_step(int level, const Channelwise& fixed, Place x, Place out) {
+  return [=](const Frame& frame) {
+    Channelwise call = fixed;
+    call.x = frame.at<const float>(x);
+    call.out = frame.at<float>(out);
+    kDenseLevels[level].channelwise(call);
+    return Status::ok;
+  };
+}
+
+Step placing_step(const Placing& fixed, Place x, Place out, int64_t offset) {
+  return [=](const Frame& frame) {
+    const float* from = frame.at<const float>(x);
+    float* to = frame.at<float>(out) + offset;
+    for (int64_t row = 0; row < fixed.rows; ++row)
+      memcpy(to + row * fixed.stride, from + row * fixed.width, static_cast<size_t>(fixed.width) * 4);
+    return Status::ok;
+  };
+}
+
 Step transpose_step(int level, const Transpose& fixed, Place x, Place out) {
   return [=](const Frame& frame) {
     Transpose call = fixed;

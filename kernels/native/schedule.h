@@ -57,6 +57,8 @@ Step pack_step(int level, const Pack& call, bool codes, Place x, Place out);
 Step dense_step(int level, const DenseConv2d& call, Place x, Place out);
 Step pool_step(int level, const Pool& call, Place x, Place out);
 Step sum_step(int level, const Sum& call, Place a, Place b, Place out);
+Step channelwise_step(int level, const Channelwise& call, Place x, Place out);
+Step placing_step(const Placing& call, Place x, Place out, int64_t offset);
 Step transpose_step(int level, const Transpose& call, Place x, Place out);
 
 class Schedule {

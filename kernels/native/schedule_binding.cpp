@@ -140,6 +140,26 @@ void add_sum(Schedule& schedule, int level, int64_t count, double minimum, doubl
   schedule.add(sum_step(level, call, place_of(a), place_of(b), place_of(out)));
 }
 
+void add_channelwise(Schedule& schedule, int level, int64_t pixels, int64_t channels, uintptr_t scale, uintptr_t shift,
+                     uintptr_t slope, double minimum, double maximum, Where x, Where out) {
+  require(level >= 0 && level < kDenseLevelCount, "bad step");
+  const auto floats = [](uintptr_t address) { return reinterpret_cast<const float*>(address); };
+  const Channelwise call{pixels,
+                         channels,
+                         nullptr,
+                         floats(scale),
+                         floats(shift),
+                         floats(slope),
+                         nullptr,
+                         static_cast<float>(minimum),
+                         static_cast<float>(maximum)};
+  schedule.add(channelwise_step(level, call, place_of(x), place_of(out)));
+}
+
+void add_placing(Schedule& schedule, int64_t rows, int64_t width, int64_t stride, int64_t offset, Where x, Where out) {
+  schedule.add(placing_step({rows, width, stride, nullptr, nullptr}, place_of(x), place_of(out), offset));
+}
+
 void add_transpose(Schedule& schedule, int level, int64_t n, int64_t rows, int64_t columns, Where x, Where out) {
   require(level >= 0 && level < kDenseLevelCount, "bad step");
   const Transpose call{n, rows, columns, nullptr, nullptr};
@@ -184,6 +204,8 @@ void bind_schedule(nb::module_& module) {
       .def("dense", add_dense)
       .def("pool", add_pool)
       .def("sum", add_sum)
+      .def("channelwise", add_channelwise)
+      .def("place", add_placing)
       .def("transpose", add_transpose)
       .def("run", run)
       .def("run_timed", run_timed);

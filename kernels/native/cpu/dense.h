@@ -16,4 +16,5 @@
   Status dense_pool_##name(const Pool& call) { return dense_pool<Level>(call); }            \
   void dense_sum_##name(const Sum& call) { dense_sum(call); }                               \
   void dense_transpose_##name(const Transpose& call) { dense_transpose(call); }             \
+  void dense_channelwise_##name(const Channelwise& call) { dense_channelwise(call); }       \
   }

@@ -97,6 +97,20 @@ inline void dense_sum(const Sum& s) {
   }
 }
 
+inline void dense_channelwise(const Channelwise& c) {
+  const float low = c.minimum, high = c.maximum;
+  const float *x = c.x, *scale = c.scale, *shift = c.shift, *slope = c.slope;
+  float* out = c.out;
+  for (int64_t pixel = 0; pixel < c.pixels; ++pixel, x += c.channels, out += c.channels)
+#pragma GCC ivdep
+    for (int64_t i = 0; i < c.channels; ++i) {
+      float y = __builtin_fmaf(scale[i], x[i], shift[i]);
+      if (slope != nullptr) y = y > 0.0f ? y : slope[i] * y;
+      y = low > y ? low : y;
+      out[i] = high < y ? high : y;
+    }
+}
+
 inline void dense_transpose(const Transpose& t) {
   constexpr int64_t kSquare = 16;
   for (int64_t image = 0; image < t.n; ++image) {
