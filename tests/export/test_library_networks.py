@@ -104,6 +104,28 @@ def test_pools_between_layers_are_ours_and_give_the_same_bits(case, tmp_path):
     assert np.median(np.abs(bodies - wanted)) <= 1e-5 * np.abs(wanted).max()  # a code that rounding moves is rare
 
 
+@pytest.mark.parametrize("inner", [(0, 0), (0, 1), (1, 0)])
+def test_pools_take_and_give_images_in_either_order(inner):
+    x = torch.randn(2, 20, 9, 8)
+    node = onnx.helper.make_node(
+        "MaxPool2d", ["x"], ["y"], "pool", domain="binarize", kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 0],
+        dilations=[1, 2], x_inner=inner[0], y_inner=inner[1], version=1,
+    )  # fmt: skip
+    slots = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
+    imports = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("binarize", 1)]
+    graph = onnx.helper.make_graph([node], "g", slots[:1], slots[1:])
+    model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(binarize.onnxruntime_library())
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    given = x.permute(0, 2, 3, 1).contiguous() if inner[0] else x
+    (y,) = session.run(None, {"x": given.numpy()})
+
+    wanted = nn.functional.max_pool2d(x, (3, 2), (2, 1), (1, 0), (1, 2))
+    assert torch.equal(torch.from_numpy(y), wanted.permute(0, 2, 3, 1) if inner[1] else wanted)
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     torch.manual_seed(0)

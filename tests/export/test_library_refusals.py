@@ -184,7 +184,6 @@ def test_images_and_types_that_do_not_fit_are_refused_when_run():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"y_inner": 0}, "stands between other operations"),
         ({"kernel_shape": [3]}, "kernel_shape are \\(3\\)"),
         ({"strides": [0, 1]}, "strides are \\(0, 1\\)"),
         ({"pads": [1, 1, 0, 1]}, "differ by side"),
