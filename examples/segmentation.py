@@ -9,6 +9,7 @@ time; the same command goes on. With ``rates=`` each branch of a group has a dil
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from binarize.data import Images
 from binarize.page import write_html
 from binarize.pictures import compare, png, write_png
 from binarize.scenes import VOID
+from binarize.training.scenes import segmentation_loss
 
 SCHEMES = ("encoding:w=4,a=4", "group-net:k=5", "group-net:k=5,rates=2-6")
 STATISTICS = {"mean": (0.41, 0.425, 0.433), "std": (0.274, 0.285, 0.283)}  # of the training pictures of CamVid
@@ -52,18 +54,19 @@ class Block(nn.Module):
 class Dilated(nn.Module):
     """Residual stages of output stride 8, the last two dilated instead of strided, and a head of parallel dilations."""
 
-    def __init__(self, classes: int, width: int) -> None:
+    def __init__(self, classes: int, width: int, pyramid: Sequence[int] = (1, 6, 12)) -> None:
         super().__init__()
+        each = 3 * width // len(pyramid)
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.stage1 = nn.Sequential(Block(width, width, 2), Block(width, width))
         self.stage2 = nn.Sequential(Block(width, 2 * width, 2), Block(2 * width, 2 * width))
         self.stage3 = nn.Sequential(Block(2 * width, 4 * width, 1, 2), Block(4 * width, 4 * width, 1, 2))
         self.stage4 = nn.Sequential(Block(4 * width, 4 * width, 1, 4), Block(4 * width, 4 * width, 1, 4))
         self.pyramid = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(4 * width, width, 3, 1, rate, rate, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-            for rate in (1, 6, 12)
+            nn.Sequential(nn.Conv2d(4 * width, each, 3, 1, rate, rate, bias=False), nn.BatchNorm2d(each), nn.ReLU())
+            for rate in pyramid
         )
-        self.score = nn.Conv2d(3 * width, classes, 1)
+        self.score = nn.Conv2d(each * len(pyramid), classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(n, 3, h, w)`` to scores ``(n, classes, h, w)``."""
@@ -101,7 +104,7 @@ class Table:
 
     def original(self) -> nn.Module:
         """Return the teacher, trained at most once."""
-        model = Dilated(len(self.data.classes), self.given.width)
+        model = Dilated(len(self.data.classes), self.given.width, self.given.pyramid)
         weights = self.folder / "original.pt"
         if weights.exists():
             model.load_state_dict(torch.load(weights, weights_only=True))
@@ -116,8 +119,11 @@ class Table:
         name = "".join(letter if letter.isalnum() else "-" for letter in scheme)
         net = binarize.convert(model, scheme=scheme, data=self.plain)
         found = {"converted": binarize.evaluate(net, self.test).miou}
+        by: dict[str, Any] = {"teacher": model}
+        if self.given.learn == "masks":
+            by = {"loss_fn": segmentation_loss(None, labels=1.0)}
         history = binarize.finetune(
-            net.to(self.given.device), self.data, teacher=model, epochs=self.given.epochs,
+            net.to(self.given.device), self.data, **by, epochs=self.given.epochs,
             checkpoint=self.folder / name, resume=True,
         )  # fmt: skip
         if history.stopped:
@@ -150,6 +156,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--scheme", action="append", help="train these only; repeatable")
     parser.add_argument("--original-epochs", type=int, default=60)
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--pyramid", type=shape, default=(1, 6, 12), help="dilations of the head's convolutions")
+    parser.add_argument("--learn", choices=("teacher", "masks"), default="teacher", help="what fine-tuning goes by")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--limit", type=int)
