@@ -141,6 +141,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for key in ("scheme", "ends"):
+            if not isinstance(given := getattr(self, key), str):
+                raise RecipeError(f"cannot read recipe: {key} is {given!r}; give a scheme, or 'fp' for full precision")
         if self.exactness not in EXACTNESS:
             known = ", ".join(EXACTNESS)
             raise RecipeError(f"cannot read recipe: exactness is {self.exactness!r}; it may be {known}")

@@ -97,7 +97,9 @@ def _problem(
 
 
 def _refuse(op: str, what: str, wanted: object, seen: object) -> ModelError:
-    return ModelError(f"cannot run binarize::{op}: {what} must be {wanted}, got {seen}")
+    said = f"cannot run binarize::{op}: {what} must be {wanted}, got {seen}"
+    other = any(name in str(seen) for name in ("float16", "float64"))  # bfloat16 too
+    return ModelError(f"{said}; packed networks compute in float32: call .float()" if other else said)
 
 
 def _same(op: str, name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -49,3 +49,9 @@ def test_a_scheme_spec_reads_back_what_it_writes():
     spec = SchemeSpec.parse(" encoding : w = 4 , a=2")
 
     assert SchemeSpec.parse(str(spec)).options == {"w": "4", "a": "2"}
+
+
+@pytest.mark.parametrize("key", ["scheme", "ends"])
+def test_no_scheme_at_all_is_refused_with_what_to_give(key):
+    with pytest.raises(RecipeError, match=f"{key} is None; give a scheme, or 'fp'"):
+        Recipe(**{key: None})

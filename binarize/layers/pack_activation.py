@@ -89,7 +89,9 @@ class PackActivation(nn.Module):
         seen = shape[-1 if self.rows else 1] if len(shape) > 1 else None
         if self.channels not in (None, seen):
             axes = "(..., c)" if self.rows else "(n, c, h, w)"
-            raise ModelError(f"cannot pack an input {tuple(shape)}: c of {axes} must be {self.channels}, got {seen}")
+            what = f"cannot pack an input {tuple(shape)}: c of {axes} must be {self.channels}, got {seen}"
+            lone = not self.rows and len(shape) == 3 and shape[0] == self.channels
+            raise ModelError(f"{what}; give a batch, such as x[None]" if lone else what)
 
     def _pack(self, x: Tensor) -> Tensor:
         whole = self.gpu.route(x.device, self.route) == "int8"

@@ -342,6 +342,10 @@ def test_what_is_no_plain_batch_runs_by_torch():
 def test_an_image_of_other_channels_is_refused_though_its_words_are_as_many(monkeypatch):
     """As the original does; 15 channels fill the same words as 16."""
     net = packed()
+    with torch.no_grad(), pytest.raises(ModelError, match=r"must be 16, got 9; give a batch, such as x\[None\]"):
+        net(IMAGES[0])
+    with torch.no_grad(), pytest.raises(ModelError, match=r"compute in float32: call \.float"):
+        copy.deepcopy(net).double()(IMAGES.double())
     with torch.no_grad(), pytest.raises(ModelError, match="must be 16, got 15"):
         net(IMAGES[:, :15])
     with pytest.raises(ModelError, match="must be 16, got 15"):
