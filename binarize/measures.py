@@ -276,7 +276,13 @@ def run_on(network: nn.Module, images: Any) -> Any:
     """Return what ``network`` gives for a batch, or raise `ModelError` if its images do not fit."""
     try:
         return network(images)
-    except RuntimeError as error:  # what torch raises for shapes that do not fit
+    except (RuntimeError, TypeError, AttributeError) as error:  # what torch raises for inputs that do not fit
+        if isinstance(images, list):
+            what = "the data is for detection, and the network takes no list of images"
+            raise ModelError(f"cannot evaluate: {what}; give a detector, or data with labels or masks") from error
+        if not isinstance(error, RuntimeError):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         shape = "x".join(map(str, images[0].shape))
-        raise ModelError(f"cannot evaluate: images of {shape} do not fit the model ({reason}); resize them") from error
+        remedy = "give images of as many channels as it takes" if "channels" in reason else "resize them"
+        raise ModelError(f"cannot evaluate: images of {shape} do not fit the model ({reason}); {remedy}") from error

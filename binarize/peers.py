@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from binarize.errors import ExportError, SourceError
+from binarize.errors import ExportError, ModelError, SourceError
 
 __all__ = ["OnnxModel", "OpenVinoModel", "write_fp32", "write_int8", "write_nncf_int8"]
 
@@ -60,7 +60,14 @@ class OnnxModel(nn.Module):
         return torch.cat([self._run(piece) for piece in filled])[: len(x)]
 
     def _run(self, x: Tensor) -> Tensor:
-        found: Tensor = torch.from_numpy(self.session.run(None, {self.input: x.numpy()})[0])
+        if not isinstance(x, Tensor):
+            raise ModelError("cannot run an ONNX file on a list of images: give data that has batches of one size")
+        try:
+            found: Tensor = torch.from_numpy(self.session.run(None, {self.input: x.contiguous().numpy()})[0])
+        except Exception as cause:  # its exception classes are not exported
+            said, shape = " ".join(str(cause).split())[:300], "x".join(map(str, x.shape[1:]))
+            remedy = "give images of the shape that it was exported for, or export with --dynamic-size"
+            raise ModelError(f"cannot run the ONNX file on images of {shape}: {said}; {remedy}") from cause
         return found
 
 

@@ -97,6 +97,7 @@ class Table:
         self.given, self.folder = given, given.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.results: dict[str, Any] = {}
+        self.head = "" if given.pyramid == (1, 6, 12) else "-head-" + "-".join(map(str, given.pyramid))
         options = {**STATISTICS, "input_shape": given.input_shape, "batch_size": given.batch, "limit": given.limit}
         self.data = binarize.load_data(given.train, shuffle=True, augment="zoom", workers=1, **options)
         self.plain = binarize.load_data(given.train, shuffle=True, **options)
@@ -105,7 +106,7 @@ class Table:
     def original(self) -> nn.Module:
         """Return the teacher, trained at most once."""
         model = Dilated(len(self.data.classes), self.given.width, self.given.pyramid)
-        weights = self.folder / "original.pt"
+        weights = self.folder / f"original{self.head}.pt"
         if weights.exists():
             model.load_state_dict(torch.load(weights, weights_only=True))
         else:
@@ -116,7 +117,8 @@ class Table:
 
     def row(self, scheme: str, model: nn.Module) -> None:
         """Convert, fine-tune and pack by one scheme."""
-        name = "".join(letter if letter.isalnum() else "-" for letter in scheme)
+        masks = "-masks" if self.given.learn == "masks" else ""
+        name = "".join(letter if letter.isalnum() else "-" for letter in scheme) + self.head + masks
         net = binarize.convert(model, scheme=scheme, data=self.plain)
         found = {"converted": binarize.evaluate(net, self.test).miou}
         by: dict[str, Any] = {"teacher": model}

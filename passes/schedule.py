@@ -8,7 +8,7 @@ the same kernels run; a float layer sums in another order than torch does. Where
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -199,6 +199,10 @@ def _last_uses(items: Sequence[Stretch | fx.Node], output: fx.Node) -> list[tupl
 class ScheduledGraph(fx.GraphModule):
     """A packed graph that runs its schedules where it can; in every other way a graph as any other."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A graph that is loaded again runs by schedules again."""
+        return _scheduled, super().__reduce__()[:2]
+
     def recompile(self) -> Any:
         """See `torch.fx.GraphModule.recompile`: the graph has changed."""
         self.__dict__.pop("_runner", None)
@@ -212,6 +216,12 @@ class ScheduledGraph(fx.GraphModule):
         if runner is None or not runner.may_run(args):
             return super().__call__(*args, **kwargs)
         return runner.run(args)
+
+
+def _scheduled(build: Callable[..., fx.GraphModule], arguments: tuple[Any, ...]) -> fx.GraphModule:
+    gm = build(*arguments)
+    schedule(gm)
+    return gm
 
 
 def _is_observed() -> bool:

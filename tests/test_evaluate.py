@@ -106,6 +106,12 @@ def test_images_of_the_wrong_shape_are_refused_with_both_shapes():
         evaluate(nn.Conv2d(3, 2, 3), [(torch.zeros(2, 4, 8, 8), torch.zeros(2, dtype=torch.long))])
 
 
+def test_boxes_for_a_network_that_is_no_detector_are_refused():
+    boxes = [{"boxes": torch.zeros(1, 4), "labels": torch.ones(1, dtype=torch.long)}]
+    with pytest.raises(ModelError, match="the network takes no list of images; give a detector"):
+        evaluate(nn.Conv2d(3, 2, 3), [([torch.zeros(3, 8, 8)], boxes)], classes=("background", "cell"))
+
+
 def test_an_output_that_is_no_table_of_scores_is_refused():
     with pytest.raises(ModelError, match=r"of shape \(2, 2, 6, 6\)"):
         evaluate(nn.Conv2d(3, 2, 3), [(torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long))])

@@ -116,7 +116,7 @@ def _skeleton(record: Record, network: Network, model: nn.Module | None) -> nn.M
     if not arch.startswith(PREFIX):
         where = f"its module {code['path']!r}" if code["path"] else "the network"
         what = f"{where} is Python code ({str(code['code'])[:80]}) that could not be captured, which no file holds"
-        raise ArtifactError(f"{what}; give the model that was converted, load(path, model=...)")
+        raise ArtifactError(f"{what}; give the model that was converted, load(path, model=...), or --arch")
     try:
         return _without_weights(torchvision_builder(arch.removeprefix(PREFIX)).build)
     except BinarizeError as error:

@@ -33,6 +33,9 @@ __all__ = ["export"]
 @click.option("--check", "data", metavar="SPEC", help="Run the file on these images and compare with NET.")
 @click.option("--mean", type=FLOATS, help="Subtracted from --check's images after division by 255, per channel.")
 @click.option("--std", type=FLOATS, help="Divided by after --mean, per channel.")
+@click.option(
+    "--channels", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True, help="Order that NET reads."
+)
 @click.option("--samples", type=click.IntRange(1), help="Check on the first so many images only.")
 @model_options
 @json_option
@@ -47,6 +50,7 @@ def export(
     data: str | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
+    channels: str,
     samples: int | None,
     arch: str | None,
     trust: tuple[str, ...],
@@ -78,7 +82,7 @@ def export(
             net, output, example_inputs=inputs, opset=opset, dynamic_size=dynamic_size, portable=portable
         )  # fmt: skip
     written = output.stat().st_size + _weights_of(output, kind)
-    found = [] if data is None else _compare(subject.net, output, kind, portable, data, mean, std, samples)
+    found = [] if data is None else _compare(subject.net, output, kind, portable, data, mean, std, channels, samples)
     if as_json:
         more = {"check": [asdict(row) for row in found]} if found else {}
         print_json({"output": str(output), "bytes": written, **more})
@@ -95,6 +99,8 @@ def _require_converted(network: str) -> None:
     from binarize.artifact import is_artifact
     from binarize.errors import ExportError
 
+    if network.endswith(".onnx"):
+        raise ExportError(f"cannot export {network}: it is an ONNX file already; --check compares one as it is written")
     if not is_artifact(network) and (":" in network or Path(network).exists()):
         raise ExportError(
             f"cannot export {network}: it is not a converted network; "
@@ -114,6 +120,7 @@ def _compare(
     data: str,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    channels: str,
     samples: int | None,
 ) -> "list[Agreement]":
     from binarize.data import DataSpec, load_data
@@ -122,5 +129,6 @@ def _compare(
 
     spec = DataSpec.parse(data)
     shape = record_of(net).input_shape if spec.kind == "imagefolder" else None
-    images = load_data(spec, mean=mean, std=std, input_shape=shape, batch_size=64, limit=samples)
+    options = {"mean": mean, "std": std, "channels": channels}
+    images = load_data(spec, **options, input_shape=shape, batch_size=64, limit=samples)  # type: ignore[arg-type]
     return compare(net, output, images, form="openvino" if kind == "openvino" else "plain" if portable else "functions")

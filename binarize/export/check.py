@@ -111,7 +111,17 @@ def _openvino(path: str | os.PathLike[str]) -> Runner:
     from binarize.export.openvino import open_openvino
 
     compiled = _named(path, lambda: open_openvino(path))
-    return lambda images: _named(path, lambda: torch.from_numpy(compiled([images.contiguous().numpy()])[0].copy()))
+    first = compiled.inputs[0].partial_shape[0]
+    at_a_time = first.get_length() if first.is_static else None
+
+    def run(images: Tensor) -> Tensor:
+        size = at_a_time or len(images)
+        spare = images.new_zeros(-len(images) % size, *images.shape[1:])
+        pieces = torch.cat([images, spare]).split(size)
+        found = [torch.from_numpy(compiled([piece.contiguous().numpy()])[0].copy()) for piece in pieces]
+        return torch.cat(found)[: len(images)]
+
+    return lambda images: _named(path, lambda: run(images))
 
 
 _PROVIDERS = ["CPUExecutionProvider"]
@@ -132,8 +142,9 @@ def _named(path: str | os.PathLike[str], run: Callable[[], Any]) -> Any:
     except ExportError:
         raise
     except Exception as cause:  # each runtime has classes of its own for each kind of fault
-        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise ExportError(f"cannot check {path}: {line}; export it again, and check on images of its shape") from cause
+        said = " ".join(str(cause).split())[:300] or type(cause).__name__
+        remedy = "check on images of the shape that it was exported for, or export with --dynamic-size"
+        raise ExportError(f"cannot check {path}: {said}; {remedy}") from cause
 
 
 def _outputs(net: nn.Module, images: Tensor) -> Tensor:

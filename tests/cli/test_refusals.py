@@ -109,6 +109,18 @@ def test_data_with_other_channels_than_the_model(desk, old, tmp_path):
     assert "take data of 3 channels" in refused(*words, "--input-shape", "3,8,8", "-o", old)
 
 
+def test_an_onnx_file_on_images_of_another_size_and_on_boxes(desk, tmp_path):
+    path, size, grey = tmp_path / "net.onnx", tmp_path / "large.npz", tmp_path / "grey.npz"
+    assert run("export", desk.net, "-o", path).exit_code == 0
+    np.savez(size, images=np.zeros((4, 24, 20, 3), np.uint8), labels=np.zeros(4, np.int64))
+    np.savez(grey, images=np.zeros((4, 8, 8, 1), np.uint8), labels=np.zeros(4, np.int64))
+
+    assert "--dynamic-size" in refused("evaluate", path, "--data", f"npz:{size}")
+    assert "give images of the shape" in refused("evaluate", path, "--data", f"npz:{grey}")
+    assert "as many channels as it takes" in refused("evaluate", desk.net, "--data", f"npz:{grey}")
+    assert "it is an ONNX file already" in refused("export", path, "-o", tmp_path / "other.onnx")
+
+
 @pytest.mark.parametrize("words", [("inspect",), ("inspect", "--times"), ("benchmark",)])
 def test_an_onnx_file_where_a_network_is_wanted(words, tmp_path):
     (tmp_path / "net.onnx").write_bytes(b"a healthy file for all that is known")

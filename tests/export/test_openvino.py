@@ -62,7 +62,7 @@ def test_what_is_not_exact_stays_standard_and_right(tmp_path):
     for number, (net, binary) in enumerate([(several, 0), (grouped, 0), (odd, 1)]):
         path = export_openvino(net, tmp_path / f"{number}.xml")
         assert [kind for _, kind in kinds(path)].count("BinaryConvolution") == binary
-        (found,) = compare(net, path, [torch.randn(1, 3, 15, 14) for _ in range(12)], form="openvino")
+        (found,) = compare(net, path, [torch.randn(size, 3, 15, 14) for size in (1, 5, 6)], form="openvino")
         assert found.runtime == "OpenVINO"
         assert found.agreed >= 0.9
 
