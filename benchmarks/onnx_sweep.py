@@ -12,6 +12,7 @@ library the file is opened without its bodies, so that an operation that the lib
 
 import argparse
 import json
+import os
 import resource
 import tempfile
 import time
@@ -25,7 +26,8 @@ from rows import read, run_row
 from torchvision_sweep import FAMILIES, LARGE, LARGEST, SMALL, build, example, family_of, tensors
 
 IMAGES = 4
-MOST_BYTES = 14 * 2**30  # a row that needs more address space fails, where it would take the machine down with it
+# A row that needs more address space fails, where it would take the machine down with it.
+MOST_BYTES = int(os.environ.get("SWEEP_GIB", "14")) * 2**30
 ENLARGED = 1e-3  # above this a difference is followed layer by layer
 BY_SIZE = f"{SMALL}, or {LARGE} above {LARGEST // 10**6} million weights"
 
