@@ -5,6 +5,8 @@
     python benchmarks/onnx_sweep.py results.jsonl --only resnet18 --scheme pa-net:m=4,n=5 --scheme group-net:k=2
     python benchmarks/onnx_sweep.py results.jsonl --table docs/onnx_sweep.md
 
+    SWEEP_GIB=22 python benchmarks/onnx_sweep.py results.jsonl --only vit_h_14  # address space of a row, else 14
+
 Random weights, small inputs, one process per row so that memory is given back. By default the schemes are those of
 `torchvision_sweep.py`. A model that was captured by parts is exported part by part, each on what it received. With our
 library the file is opened without its bodies, so that an operation that the library lacks would be an error.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from binarize.artifact import save
 from binarize.cost import example_arguments, tensor_bytes
 from binarize.data import random_images
-from binarize.errors import DataError, ExportError, ModelError, SourceError
+from binarize.errors import DataError, ExportError, ModelError, SourceError, one_line
 from binarize.evaluate import Evaluation, evaluate
 from binarize.layers.binary import binary_layers
 from binarize.passes.pack import pack
@@ -33,6 +33,7 @@ OPENVINO_FP32, OPENVINO_INT8 = "openvino fp32", "openvino int8"
 PAUSE_S = 0.002
 WARM_UP_CALLS, TIMED_CALLS = 2, 5
 LEAST_ROUNDS = 3
+ALIKE = (0.95, 1.05)  # ratios of times between these are noise
 INT8_SAMPLES = 128
 
 
@@ -81,7 +82,7 @@ class Benchmark:
         lines = [f"{OURS} is {_compare(peer.median_us / ours.median_us)} {peer.name}" for peer in peers]
         lines += [f"its file is {_smaller(peer.bytes / ours.bytes)} than that of {peer.name}" for peer in peers]
         quickest = min(peers, key=lambda peer: peer.median_us, default=ours)
-        if _compare(quickest.median_us / ours.median_us).endswith("slower than"):
+        if quickest.median_us <= ALIKE[0] * ours.median_us:
             lines.append(f"where speed alone counts, {quickest.name} is the better choice here")
         return lines
 
@@ -241,8 +242,9 @@ def _require_alike(packed: nn.Module, against: nn.Module, arguments: tuple[Any, 
     try:
         theirs = tuple(_first_tensor(against(*arguments)).shape)
     except Exception as error:  # whatever a model raises on images it was not made for
-        why = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ModelError(f"cannot run the original on the network's images: {why}; {remedy}") from error
+        raise ModelError(
+            f"cannot run the original on the network's images: {one_line(error, 160)}; {remedy}"
+        ) from error
     # A detector finds any number of boxes, so the first dimension may differ.
     if ours[1:] != theirs[1:]:
         raise ModelError(f"cannot compare outputs of shape {ours} with the original's of shape {theirs}; {remedy}")
@@ -281,6 +283,6 @@ def _smaller(times: float) -> str:
 
 
 def _compare(faster: float) -> str:
-    if not math.isfinite(faster) or 0.95 < faster < 1.05:
+    if not math.isfinite(faster) or ALIKE[0] < faster < ALIKE[1]:
         return "as fast, within 5 %, as"
     return f"{faster:.1f} times faster than" if faster > 1 else f"{1 / faster:.1f} times slower than"

@@ -21,6 +21,7 @@ __all__ = [
     "SourceError",
     "TrainingError",
     "nearest",
+    "one_line",
 ]
 
 
@@ -95,6 +96,11 @@ class ExportError(BinarizeError):
 @final
 class TrainingError(BinarizeError):
     """Fine-tuning could not start or go on; the network holds the last values that were good."""
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """Return what an error says on one line of at most ``most`` characters, or the name of its class."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

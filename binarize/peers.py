@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from binarize.errors import ExportError, ModelError, SourceError
+from binarize.errors import ExportError, ModelError, SourceError, one_line
 
 __all__ = ["OnnxModel", "OpenVinoModel", "write_fp32", "write_int8", "write_nncf_int8"]
 
@@ -65,9 +65,9 @@ class OnnxModel(nn.Module):
         try:
             found: Tensor = torch.from_numpy(self.session.run(None, {self.input: x.contiguous().numpy()})[0])
         except Exception as cause:  # its exception classes are not exported
-            said, shape = " ".join(str(cause).split())[:300], "x".join(map(str, x.shape[1:]))
+            shape = "x".join(map(str, x.shape[1:]))
             remedy = "give images of the shape that it was exported for, or export with --dynamic-size"
-            raise ModelError(f"cannot run the ONNX file on images of {shape}: {said}; {remedy}") from cause
+            raise ModelError(f"cannot run the ONNX file on images of {shape}: {one_line(cause)}; {remedy}") from cause
         return found
 
 

@@ -19,6 +19,7 @@ from binarize.layers.packed import PackedConv2d, PackedLinear
 __all__ = [
     "Addition",
     "Clamp",
+    "Clamped",
     "Flatten",
     "FloatConvolution",
     "FloatRows",
@@ -30,6 +31,8 @@ __all__ = [
     "Pooling",
     "Same",
     "Values",
+    "added",
+    "image",
 ]
 
 Values = dict[fx.Node, Value]
@@ -65,7 +68,24 @@ class Operation(abc.ABC):
         return None
 
 
-def _image(value: Value, name: str) -> Value:
+class Clamped(Operation):
+    """What does the work of the clamp after it too, where there is one."""
+
+    clamp: fx.Node | None
+    limits: tuple[float, float]
+
+    @property
+    def absorbed(self) -> fx.Node | None:
+        """The clamp."""
+        return self.clamp
+
+
+def image(value: Value, name: str) -> Value:
+    """Return what is a float32 image ``(n, c, h, w)``.
+
+    Raises:
+        ModelError: it is something else.
+    """
     if value.dtype != torch.float32 or len(value.shape) != 4:
         raise ModelError(f"cannot schedule {name!r}: it takes a float32 image (n, c, h, w), got {value}")
     return value
@@ -106,7 +126,7 @@ class Packing(Operation):
         x = values[self.node.args[0]]  # type: ignore[index]  # operation_of looked
         if self.packing.rows:
             return _emit_packed_rows(draft, self.packing, x, self.node.name)
-        return _emit_packing(draft, self.packing, _image(x, self.node.name))
+        return _emit_packing(draft, self.packing, image(x, self.node.name))
 
 
 @final
@@ -122,7 +142,7 @@ class PackedConvolution(Operation):
         layer, name = self.layer, self.node.name
         x = values[self.node.args[0]]  # type: ignore[index]
         if x.dtype == torch.float32:
-            x = _emit_packing(draft, layer.activation, _image(x, name))
+            x = _emit_packing(draft, layer.activation, image(x, name))
         height, width = x.shape[1:3]
         held = layer.operands(x.dtype)
         problem = problem_of(held.geometry, route_of(x.dtype))
@@ -181,7 +201,7 @@ class PackedRows(Operation):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class FloatConvolution(Operation):
+class FloatConvolution(Clamped):
     """A convolution that stays in full precision, and the clamp after it."""
 
     node: fx.Node
@@ -189,14 +209,9 @@ class FloatConvolution(Operation):
     clamp: fx.Node | None
     limits: tuple[float, float]
 
-    @property
-    def absorbed(self) -> fx.Node | None:
-        """The clamp."""
-        return self.clamp
-
     def emit(self, draft: Draft, values: Values) -> Value:
         """Add the float kernel."""
-        x = _image(values[self.node.args[0]], self.node.name)  # type: ignore[index]
+        x = image(values[self.node.args[0]], self.node.name)  # type: ignore[index]
         if x.shape[1] != self.conv.in_channels:
             raise ModelError(f"cannot schedule {self.node.name!r}: its input is {x}")
         return steps.dense_conv2d(draft, self.conv, _padding(self.conv), x, self.limits)
@@ -247,7 +262,7 @@ class Clamp(Operation):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Addition(Operation):
+class Addition(Clamped):
     """The sum of two tensors of one shape."""
 
     node: fx.Node
@@ -255,19 +270,25 @@ class Addition(Operation):
     clamp: fx.Node | None
     limits: tuple[float, float]
 
-    @property
-    def absorbed(self) -> fx.Node | None:
-        """The clamp."""
-        return self.clamp
-
     def emit(self, draft: Draft, values: Values) -> Value:
         """Add a pass over memory."""
         a, b = (values[term] for term in self.terms)
-        if a.shape != b.shape or {a.dtype, b.dtype} != {torch.float32}:
-            raise ModelError(f"cannot schedule {self.node.name!r}: it adds {a} and {b}")
-        if a.channels_last != b.channels_last:
-            a, b = draft.channels_last(a), draft.channels_last(b)
-        return draft.sum(a, b, *self.limits)
+        return added(draft, self.node.name, a, b, self.limits)
+
+
+def added(
+    draft: Draft, name: str, a: Value, b: Value, limits: tuple[float, float], shares: tuple[float, float] = (1.0, 1.0)
+) -> Value:
+    """Add the clamped sum of two float tensors of one shape, see `Draft.sum`.
+
+    Raises:
+        ModelError: they are no such tensors.
+    """
+    if a.shape != b.shape or {a.dtype, b.dtype} != {torch.float32}:
+        raise ModelError(f"cannot schedule {name!r}: it adds {a} and {b}")
+    if a.channels_last != b.channels_last:
+        a, b = draft.channels_last(a), draft.channels_last(b)
+    return draft.sum(a, b, *limits, shares)
 
 
 @final
@@ -283,7 +304,7 @@ class Pooling(Operation):
 
     def emit(self, draft: Draft, values: Values) -> Value:
         """Add the pooling kernel."""
-        x = _image(values[self.node.args[0]], self.node.name)  # type: ignore[index]
+        x = image(values[self.node.args[0]], self.node.name)  # type: ignore[index]
         taps = self.window[0] * self.window[1]
         divisor = self.divisor if self.divisor is not None else taps if self.counts_padding else 0
         return steps.pool(draft, x, self.window, largest=self.largest, divisor=divisor)
@@ -299,7 +320,7 @@ class Mean(Operation):
 
     def emit(self, draft: Draft, values: Values) -> Value:
         """Add the pooling kernel with the image as its window."""
-        x = _image(values[self.node.args[0]], self.node.name)  # type: ignore[index]
+        x = image(values[self.node.args[0]], self.node.name)  # type: ignore[index]
         window = (*x.shape[2:], 1, 1, 0, 0, 1, 1)
         y = steps.pool(draft, x, window, largest=False, size=(1, 1))
         return dataclasses.replace(y, shape=y.shape[:2], channels_last=False) if self.flat else y
@@ -317,7 +338,7 @@ class Flatten(Operation):
         """Reorder the memory where there is more than one pixel."""
         x = values[self.node.args[0]]  # type: ignore[index]
         if len(x.shape) == 4:
-            x = draft.plain(_image(x, self.node.name))
+            x = draft.plain(image(x, self.node.name))
         return dataclasses.replace(x, shape=(x.shape[0], prod(x.shape[1:])), channels_last=False)
 
 

@@ -8,10 +8,9 @@ from typing import final
 import torch
 from torch import fx
 
-from binarize.errors import ModelError
 from binarize.kernels.schedule import Draft, Value
 from binarize.layers.branches import Branches
-from binarize.passes.emit import Operation, Values
+from binarize.passes.emit import Operation, Values, added
 
 __all__ = ["Body", "BranchesSum", "Part"]
 
@@ -77,7 +76,7 @@ class BranchesSum(Operation):
         shares = gate.theta.detach().sigmoid()
         kept = [draft.sum(aggregate, None, -inf, inf, (left, 1.0)) for left in (1 - shares).tolist()]
         taken = shares.tolist()
-        return [_mix(draft, kept[k % len(kept)], h, (1.0, taken[k % len(taken)])) for k, h in enumerate(own)]
+        return [self._mix(draft, kept[k % len(kept)], h, taken[k % len(taken)]) for k, h in enumerate(own)]
 
     def _total(self, draft: Draft, found: Sequence[Value]) -> Value:
         equal = torch.full((len(found),), 1 / len(found))
@@ -85,8 +84,11 @@ class BranchesSum(Operation):
         first, *rest = (equal if scale is None else equal * scale.detach()).tolist()
         total = draft.sum(found[0], None, -inf, inf, (first, 1.0))
         for value, weight in zip(found[1:], rest, strict=True):
-            total = _mix(draft, total, value, (1.0, weight))
+            total = self._mix(draft, total, value, weight)
         return total
+
+    def _mix(self, draft: Draft, a: Value, b: Value, share: float) -> Value:
+        return added(draft, self.node.name, a, b, (-inf, inf), (1.0, share))
 
 
 @final
@@ -99,11 +101,3 @@ class Part(Operation):
     def emit(self, draft: Draft, values: Values) -> Value:
         """Add nothing: the value is there."""
         return values[self.node]
-
-
-def _mix(draft: Draft, a: Value, b: Value, shares: tuple[float, float]) -> Value:
-    if a.shape != b.shape or {a.dtype, b.dtype} != {torch.float32}:
-        raise ModelError(f"cannot schedule {draft.name!r}: it adds {a} and {b}")
-    if a.channels_last != b.channels_last:
-        a, b = draft.channels_last(a), draft.channels_last(b)
-    return draft.sum(a, b, -inf, inf, shares)

@@ -9,14 +9,14 @@ from torch import Tensor, fx, nn
 
 from binarize.errors import ModelError
 from binarize.kernels.schedule import Draft, Value
-from binarize.passes.emit import Operation, Values
+from binarize.passes.emit import Clamped, Operation, Values, image
 
 __all__ = ["Concatenation", "Normalisation", "Rectification"]
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Normalisation(Operation):
+class Normalisation(Clamped):
     """A `BatchNorm2d` in evaluation, and the clamp after it."""
 
     node: fx.Node
@@ -24,14 +24,9 @@ class Normalisation(Operation):
     clamp: fx.Node | None
     limits: tuple[float, float]
 
-    @property
-    def absorbed(self) -> fx.Node | None:
-        """The clamp."""
-        return self.clamp
-
     def emit(self, draft: Draft, values: Values) -> Value:
         """Add a pass over memory."""
-        norm, x = self.norm, _map(values[self.node.args[0]], self.node.name)  # type: ignore[index]
+        norm, x = self.norm, image(values[self.node.args[0]], self.node.name)  # type: ignore[index]
         mean, variance = norm.running_mean, norm.running_var
         assert mean is not None  # match looked
         assert variance is not None
@@ -51,7 +46,7 @@ class Rectification(Operation):
 
     def emit(self, draft: Draft, values: Values) -> Value:
         """Add a pass over memory."""
-        x = _map(values[self.node.args[0]], self.node.name)  # type: ignore[index]
+        x = image(values[self.node.args[0]], self.node.name)  # type: ignore[index]
         channels = x.shape[1]
         if self.slope.numel() not in (1, channels):
             raise ModelError(f"cannot schedule {self.node.name!r}: its slopes do not fit {x}")
@@ -74,9 +69,3 @@ class Concatenation(Operation):
         if len(alike) > 1 or found[0].dtype != torch.float32 or len(found[0].shape) < 2:
             raise ModelError(f"cannot schedule {self.node.name!r}: it joins {', '.join(map(str, found))}")
         return draft.side_by_side(found)
-
-
-def _map(x: Value, name: str) -> Value:
-    if len(x.shape) != 4 or x.dtype != torch.float32:
-        raise ModelError(f"cannot schedule {name!r}: its input is {x}, no image of floats")
-    return x

@@ -129,6 +129,7 @@ def _compare(
 
     spec = DataSpec.parse(data)
     shape = record_of(net).input_shape if spec.kind == "imagefolder" else None
-    options = {"mean": mean, "std": std, "channels": channels}
-    images = load_data(spec, **options, input_shape=shape, batch_size=64, limit=samples)  # type: ignore[arg-type]
+    images = load_data(
+        spec, mean=mean, std=std, channels=channels, input_shape=shape, batch_size=64, limit=samples
+    )  # fmt: skip
     return compare(net, output, images, form="openvino" if kind == "openvino" else "plain" if portable else "functions")

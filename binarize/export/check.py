@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from binarize.errors import DataError, ExportError
+from binarize.errors import DataError, ExportError, one_line
 from binarize.export.library import onnxruntime_library
 
 __all__ = ["Agreement", "compare"]
@@ -142,9 +142,8 @@ def _named(path: str | os.PathLike[str], run: Callable[[], Any]) -> Any:
     except ExportError:
         raise
     except Exception as cause:  # each runtime has classes of its own for each kind of fault
-        said = " ".join(str(cause).split())[:300] or type(cause).__name__
         remedy = "check on images of the shape that it was exported for, or export with --dynamic-size"
-        raise ExportError(f"cannot check {path}: {said}; {remedy}") from cause
+        raise ExportError(f"cannot check {path}: {one_line(cause)}; {remedy}") from cause
 
 
 def _outputs(net: nn.Module, images: Tensor) -> Tensor:

@@ -34,24 +34,29 @@ Step pack_step(int level, const Pack& fixed, bool codes, Place x, Place out) {
   };
 }
 
-Step dense_step(int level, const DenseConv2d& fixed, Place x, Place out) {
+// A step that reads one tensor and writes another.
+template <class Call, class Run>
+Step one_to_one(const Call& fixed, Place x, Place out, const Run& run) {
   return [=](const Frame& frame) {
-    DenseConv2d call = fixed;
+    Call call = fixed;
     call.x = frame.at<const float>(x);
     call.out = frame.at<float>(out);
-    call.threads = frame.threads;
-    return kDenseLevels[level].conv2d(call);
+    return run(call, frame.threads);
   };
 }
 
+Step dense_step(int level, const DenseConv2d& fixed, Place x, Place out) {
+  return one_to_one(fixed, x, out, [level](DenseConv2d& call, int threads) {
+    call.threads = threads;
+    return kDenseLevels[level].conv2d(call);
+  });
+}
+
 Step pool_step(int level, const Pool& fixed, Place x, Place out) {
-  return [=](const Frame& frame) {
-    Pool call = fixed;
-    call.x = frame.at<const float>(x);
-    call.out = frame.at<float>(out);
-    call.threads = frame.threads;
+  return one_to_one(fixed, x, out, [level](Pool& call, int threads) {
+    call.threads = threads;
     return kDenseLevels[level].pool(call);
-  };
+  });
 }
 
 Step sum_step(int level, const Sum& fixed, Place a, Place b, Place out) {
@@ -66,13 +71,10 @@ Step sum_step(int level, const Sum& fixed, Place a, Place b, Place out) {
 }
 
 Step channelwise_step(int level, const Channelwise& fixed, Place x, Place out) {
-  return [=](const Frame& frame) {
-    Channelwise call = fixed;
-    call.x = frame.at<const float>(x);
-    call.out = frame.at<float>(out);
+  return one_to_one(fixed, x, out, [level](const Channelwise& call, int) {
     kDenseLevels[level].channelwise(call);
     return Status::ok;
-  };
+  });
 }
 
 Step placing_step(const Placing& fixed, Place x, Place out, int64_t offset) {
@@ -86,13 +88,10 @@ Step placing_step(const Placing& fixed, Place x, Place out, int64_t offset) {
 }
 
 Step transpose_step(int level, const Transpose& fixed, Place x, Place out) {
-  return [=](const Frame& frame) {
-    Transpose call = fixed;
-    call.x = frame.at<const float>(x);
-    call.out = frame.at<float>(out);
+  return one_to_one(fixed, x, out, [level](const Transpose& call, int) {
     kDenseLevels[level].transpose(call);
     return Status::ok;
-  };
+  });
 }
 
 Status Schedule::run(const Frame& frame, std::vector<int64_t>* nanoseconds) const {

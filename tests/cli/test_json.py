@@ -7,6 +7,7 @@ from cli_desk import run, run_json
 
 from binarize.artifact import load
 from binarize.calibration import reconstruct
+from binarize.data import load_data
 from binarize.layers.binary import BinaryConv2d
 from binarize.layers.packed import PackedConv2d
 
@@ -208,3 +209,18 @@ def test_plain_output_has_no_drawing_when_it_is_no_terminal(desk):
 
     assert printed.isascii()
     assert "first layer: reads the image" in printed
+
+
+def test_an_export_is_checked_on_images_in_the_order_that_is_asked_for(desk, tmp_path, monkeypatch):
+    seen = []
+
+    def noting(*args, **options):
+        seen.append(options)
+        return load_data(*args, **options)
+
+    monkeypatch.setattr("binarize.data.load_data", noting)
+
+    found = run_json("export", desk.net, "-o", tmp_path / "net.onnx", "--check", desk.data, "--channels", "bgr")
+
+    assert [options["channels"] for options in seen] == ["bgr"]
+    assert all(row["agreed"] >= 0.9 for row in found["check"])

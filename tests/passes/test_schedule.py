@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from schedules import by_nodes, programs
 from torch import nn
 
 import binarize
@@ -50,19 +51,6 @@ def packed(scheme="xnor-net", keep=()):
     return binarize.pack(binarize.convert(Net().eval(), IMAGES, recipe=recipe))
 
 
-@torch.no_grad()
-def by_nodes(net, *inputs, monkeypatch):
-    with monkeypatch.context() as off:
-        off.setenv("BINARIZE_SCHEDULE", "off")
-        return net(*inputs)
-
-
-def inputs(net):
-    """The native calls, each as the names of its kernel calls, that ``net`` made for its last sizes."""
-    runner = runner_of(net)
-    return [p for item in runner.items for p in getattr(item, "_programs", {}).values()]
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("route", ["popcount", "int8"])
 def test_a_scheduled_network_gives_the_bits_of_its_layers(scheme, route, monkeypatch):
@@ -73,7 +61,7 @@ def test_a_scheduled_network_gives_the_bits_of_its_layers(scheme, route, monkeyp
             assert torch.equal(net(x), by_nodes(net, x, monkeypatch=monkeypatch))
     torchs = {"it pads by reflect", "c of a branch: it pads by reflect", "getitem has no kernel"}
     assert set(coverage(net).left.values()) <= torchs
-    assert None not in inputs(net)
+    assert None not in programs(net)
 
 
 @pytest.mark.parametrize("route", ["popcount", "int8"])
@@ -205,9 +193,9 @@ def test_a_batch_that_the_caches_do_not_hold_runs_in_slices(layout, cached, monk
         seen = net(x)
 
     assert torch.equal(seen, by_nodes(net, x, monkeypatch=monkeypatch))
-    sizes = {program.outputs[0].shape[0] for program in inputs(net)}
+    sizes = {program.outputs[0].shape[0] for program in programs(net)}
     assert sizes == {1} if cached == 1 else sizes >= {1, 5, 3}  # five at a time, and what is left over
-    assert max(program.arena_bytes for program in inputs(net)) <= max(cached, 6_000)
+    assert max(program.arena_bytes for program in programs(net)) <= max(cached, 6_000)
 
 
 def test_slices_change_no_map_that_is_given_in_channels_last(monkeypatch):
@@ -358,83 +346,7 @@ def test_sizes_are_kept_up_to_a_limit():
         for width in range(9, 40):
             net(torch.randn(1, 16, 9, width))
 
-    assert len(inputs(net)) <= 16 * len(runner_of(net).items)
-
-
-def test_in_place_operations_write_over_nothing_that_others_read(monkeypatch):
-    class InPlace(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-            self.relu = nn.ReLU(inplace=True)
-
-        def forward(self, x):
-            y = self.a(x)
-            z = self.relu(y)
-            return self.b(z) + y
-
-    torch.manual_seed(0)
-    x = torch.randn(2, 8, 7, 7)
-    recipe = binarize.Recipe("encoding:w=4,a=4", convert=("*",), keep_first=False, keep_last=False, smallest=0)
-    net = binarize.pack(binarize.convert(InPlace().eval(), x, recipe=recipe))
-    given = x.clone()
-    with torch.no_grad():
-        assert torch.equal(net(given), by_nodes(net, x.clone(), monkeypatch=monkeypatch))
-    assert torch.equal(given, x)
-
-
-class Aliases(nn.Module):
-    """Dropout, which in evaluation gives the tensor that it received: read again, written over, given back."""
-
-    def __init__(self, kind):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.drop, self.kind = nn.Dropout(), kind
-
-    def forward(self, x):
-        y = self.a(x)
-        if self.kind == "written over":
-            return self.b(torch.relu_(self.drop(y))) + y
-        if self.kind == "an input written over":
-            return self.b(y), torch.relu_(x)
-        return self.b(y), y, self.drop(y), self.drop(x)
-
-
-@pytest.mark.parametrize("kind", ["written over", "an input written over", "given back"])
-def test_two_names_of_one_tensor_hold_what_torch_gives_them(kind, monkeypatch):
-    torch.manual_seed(0)
-    x = torch.randn(2, 8, 7, 7)
-    recipe = binarize.Recipe("encoding:w=4,a=4", convert=("*",), keep_first=False, keep_last=False, smallest=0)
-    net = binarize.pack(binarize.convert(Aliases(kind).eval(), x.clone(), recipe=recipe))
-    ours, theirs = x.clone(), x.clone()
-
-    with torch.no_grad():
-        found, wanted = net(ours), by_nodes(net, theirs, monkeypatch=monkeypatch)
-
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-    assert torch.equal(ours, theirs)
-    assert torch.equal(ours, x) is (kind != "an input written over")
-    assert None not in inputs(net)
-
-
-def test_what_is_added_may_lie_in_either_order(monkeypatch):
-    class Added(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-
-        def forward(self, x):
-            return self.b(torch.relu(self.a(x)) + x) + x
-
-    torch.manual_seed(0)
-    x = torch.randn(2, 8, 7, 7)
-    recipe = binarize.Recipe("encoding:w=4,a=4", convert=("*",), keep_first=False, keep_last=False, smallest=0)
-    net = binarize.pack(binarize.convert(Added().eval(), x, recipe=recipe))
-
-    with torch.no_grad():
-        for given in (x, x.contiguous(memory_format=torch.channels_last)):
-            assert torch.equal(net(given), by_nodes(net, given, monkeypatch=monkeypatch))
-    assert coverage(net).left == {}
+    assert len(programs(net)) <= 16 * len(runner_of(net).items)
 
 
 def test_autocast_reaches_the_layers_that_stay_in_full_precision(monkeypatch):

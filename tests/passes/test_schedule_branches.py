@@ -3,12 +3,13 @@
 import pytest
 import torch
 from models import Residual
+from schedules import by_nodes, programs
 from torch import nn
 
 import binarize
 from binarize.kernels.schedule import why_not_compiled
 from binarize.layers.branches import branch_groups
-from binarize.passes.schedule import coverage, runner_of
+from binarize.passes.schedule import coverage
 from binarize.times import layer_times
 
 pytestmark = pytest.mark.skipif(why_not_compiled() is not None, reason="no kernels are compiled")
@@ -30,13 +31,6 @@ def branched(options="k=3"):
 
 
 @torch.no_grad()
-def by_nodes(net, monkeypatch):
-    with monkeypatch.context() as off:
-        off.setenv("BINARIZE_SCHEDULE", "off")
-        return net(IMAGES)
-
-
-@torch.no_grad()
 def by_schedule(net):
     return net(IMAGES)
 
@@ -47,7 +41,7 @@ def test_all_branches_run_in_one_native_call_and_give_the_same_bits(options, mon
     assert branch_groups(net)
 
     # gates and sums are the fused multiply-adds that torch makes of addcmul
-    torch.testing.assert_close(by_schedule(net), by_nodes(net, monkeypatch), rtol=0, atol=1e-6)
+    torch.testing.assert_close(by_schedule(net), by_nodes(net, IMAGES, monkeypatch=monkeypatch), rtol=0, atol=1e-6)
     found = coverage(net)
     assert (found.stretches, found.left) == (1, {})
     assert found.scheduled > sum(len(group.bodies) for _, group in branch_groups(net))
@@ -92,7 +86,7 @@ def test_a_changed_branch_is_planned_anew(change, monkeypatch):
     change(branch_groups(net)[-1][1])
 
     assert not torch.equal(by_schedule(net), before)
-    torch.testing.assert_close(by_schedule(net), by_nodes(net, monkeypatch), rtol=0, atol=1e-6)
+    torch.testing.assert_close(by_schedule(net), by_nodes(net, IMAGES, monkeypatch=monkeypatch), rtol=0, atol=1e-6)
 
 
 def test_hooks_inside_a_branch_fire():
@@ -113,7 +107,7 @@ def test_branches_that_are_chosen_are_left_to_torch(monkeypatch):
     net = branched("k=2,stored=4")
 
     assert "it chooses branches" in coverage(net).left.values()
-    torch.testing.assert_close(by_schedule(net), by_nodes(net, monkeypatch), rtol=0, atol=1e-6)
+    torch.testing.assert_close(by_schedule(net), by_nodes(net, IMAGES, monkeypatch=monkeypatch), rtol=0, atol=1e-6)
 
 
 def test_branches_that_hold_what_has_no_kernel_are_left_to_torch(monkeypatch):
@@ -123,5 +117,5 @@ def test_branches_that_hold_what_has_no_kernel_are_left_to_torch(monkeypatch):
     reasons = coverage(net).left.values()
 
     assert any(reason.endswith("neg has no kernel") for reason in reasons)
-    assert None not in [p for item in runner_of(net).items for p in getattr(item, "_programs", {}).values()]
-    torch.testing.assert_close(by_schedule(net), by_nodes(net, monkeypatch), rtol=0, atol=1e-6)
+    assert None not in programs(net)
+    torch.testing.assert_close(by_schedule(net), by_nodes(net, IMAGES, monkeypatch=monkeypatch), rtol=0, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from schedules import by_nodes
 from torch import nn
 
 import binarize
@@ -84,10 +85,7 @@ def packed(between, channels):
 
 @torch.no_grad()
 def both(net, x, monkeypatch):
-    found = net(x)
-    with monkeypatch.context() as off:
-        off.setenv("BINARIZE_SCHEDULE", "off")
-        return found, net(x)
+    return net(x), by_nodes(net, x, monkeypatch=monkeypatch)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
