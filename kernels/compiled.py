@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import importlib
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from binarize.errors import ModelError
 from binarize.kernels.codes import depth
+from binarize.kernels.finish import Finish, finished
 from binarize.kernels.format import words
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 
@@ -65,6 +66,8 @@ class Compiled:
 
     index: int
 
+    reads_halves: ClassVar[bool] = False
+
     def _shared(self, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> tuple[Any, ...]:
         n, h, w = x.shape[:3]
         sizes = (n, h, w, *problem.checked_size(h, w))
@@ -101,6 +104,24 @@ class Compiled:
         status = native.conv2d_values(*shared, out.data_ptr(), *tables, _address(residual), minimum, maximum)
         _check(status, bias.shape[0])
         return out
+
+    def conv2d_finished(
+        self,
+        problem: Conv2dProblem,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        row_class: Tensor | None,
+        column_class: Tensor | None,
+        residual: Tensor | None,
+        minimum: float,
+        maximum: float,
+        finish: Finish,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `binarize.kernels.reference.conv2d_finished`."""
+        tables = scale, bias, row_class, column_class, residual
+        return finished(self, problem, x, weight, *tables, minimum, maximum, finish)
 
     def conv2d_codes(
         self,

@@ -14,6 +14,7 @@ from binarize.errors import NoKernelError, nearest
 from binarize.kernels import reference
 from binarize.kernels.compiled import Compiled, compiled_levels
 from binarize.kernels.cuda.devices import cuda_kernels
+from binarize.kernels.finish import Finish
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 
 __all__ = ["LEVELS", "Kernels", "Level", "choose", "kernels_for", "levels"]
@@ -22,7 +23,15 @@ _VARIABLE = "BINARIZE_KERNEL"
 
 
 class Kernels(Protocol):
-    """What a level computes; `binarize.kernels.reference` is the definition of each."""
+    """What a level computes; `binarize.kernels.reference` is the definition of each.
+
+    Attributes:
+        reads_halves: whether floats that are packed, and residuals, may be float16 or bfloat16.
+    """
+
+    @property
+    def reads_halves(self) -> bool:
+        """See the class."""
 
     def pack_uniform(self, x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
         """Digit planes of the uniform code."""
@@ -53,6 +62,22 @@ class Kernels(Protocol):
         maximum: float,
     ) -> Tensor:
         """Accumulators, then the float epilogue."""
+
+    def conv2d_finished(
+        self,
+        problem: Conv2dProblem,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        row_class: Tensor | None,
+        column_class: Tensor | None,
+        residual: Tensor | None,
+        minimum: float,
+        maximum: float,
+        finish: Finish,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Accumulators, then the float epilogue and what follows it; a residual in any of `FLOATS`."""
 
     def conv2d_codes(
         self,

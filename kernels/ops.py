@@ -3,6 +3,7 @@
 The ops are for inference: they have no gradient. Wrong arguments raise `ModelError` and never reach native code.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -13,11 +14,13 @@ from torch import Tensor
 from binarize.errors import ModelError
 from binarize.kernels.codes import depth
 from binarize.kernels.dispatch import kernels_for
+from binarize.kernels.finish import FLOATS, Finish, Packing
 from binarize.kernels.format import words
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 
 __all__ = [
     "conv2d",
+    "conv2d_and_pack",
     "conv2d_codes",
     "conv2d_integer",
     "conv2d_threshold",
@@ -39,7 +42,13 @@ _LIBRARY.define("encode_thresholds(Tensor x, Tensor thresholds, int groups) -> T
 _LIBRARY.define(f"conv2d_integer(Tensor x, Tensor weight, {_GEOMETRY}) -> Tensor")
 _LIBRARY.define(
     "conv2d(Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? row_class, Tensor? column_class, "
-    f"Tensor? residual, {_GEOMETRY}, float minimum, float maximum) -> Tensor"
+    f"Tensor? residual, {_GEOMETRY}, float minimum, float maximum, Tensor? slope=None, ScalarType? dtype=None) "
+    "-> Tensor"
+)
+_LIBRARY.define(
+    "conv2d_and_pack(Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? row_class, Tensor? column_class, "
+    f"Tensor? residual, {_GEOMETRY}, float minimum, float maximum, Tensor? slope, ScalarType dtype, bool codes, "
+    "int bits, float low, float inverse_step, Tensor? thresholds, int reader_groups) -> (Tensor, Tensor)"
 )
 _LIBRARY.define(
     "conv2d_codes(Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? row_class, Tensor? column_class, "
@@ -97,9 +106,7 @@ def _problem(
 
 
 def _refuse(op: str, what: str, wanted: object, seen: object) -> ModelError:
-    said = f"cannot run binarize::{op}: {what} must be {wanted}, got {seen}"
-    other = any(name in str(seen) for name in ("float16", "float64"))  # bfloat16 too
-    return ModelError(f"{said}; packed networks compute in float32: call .float()" if other else said)
+    return ModelError(f"cannot run binarize::{op}: {what} must be {wanted}, got {seen}")
 
 
 def _same(op: str, name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -138,7 +145,16 @@ def _values(op: str, x: Tensor, groups: int) -> Tensor:
         raise _refuse(op, "x", "floating point of shape (n, c, h, w)", f"{x.dtype} of shape {tuple(x.shape)}")
     if groups < 1 or x.shape[1] % groups:
         raise _refuse(op, "groups", f"a divisor of {x.shape[1]} channels", groups)
-    return x.float()
+    return x if x.dtype == torch.float32 or (x.dtype in FLOATS and kernels_for(x).reads_halves) else x.float()
+
+
+def _thresholds_of(op: str, thresholds: Tensor, channels: int) -> Tensor:
+    """Return checked thresholds, one for each channel or for all."""
+    columns = 1 if thresholds.dim() == 2 and thresholds.shape[1] == 1 else channels
+    thresholds = _table(op, "thresholds", thresholds, columns, torch.float32)
+    if thresholds.shape[0] > 8:
+        raise _refuse(op, "thresholds", "at most 8 rows", len(thresholds))
+    return thresholds
 
 
 def _uniform(op: str) -> Callable[..., Tensor]:
@@ -156,10 +172,7 @@ def _uniform(op: str) -> Callable[..., Tensor]:
 def _thresholds(op: str) -> Callable[..., Tensor]:
     def run(x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
         x = _values(op, x, groups)
-        columns = 1 if thresholds.dim() == 2 and thresholds.shape[1] == 1 else x.shape[1]
-        thresholds = _table(op, "thresholds", thresholds, columns, torch.float32)
-        if thresholds.shape[0] > 8:
-            raise _refuse(op, "thresholds", "at most 8 rows", len(thresholds))
+        thresholds = _thresholds_of(op, thresholds, x.shape[1])
         kernels = kernels_for(x)
         made = kernels.pack_thresholds if op == "pack_thresholds" else kernels.encode_thresholds
         return made(x, thresholds, groups)
@@ -190,32 +203,70 @@ def _affine(
     bias = _table(op, "bias", bias, problem.out_channels, torch.float32)
     rows, columns = _border(op, row_class, column_class, size)
     if residual is not None and (
-        residual.shape != (x.shape[0], problem.out_channels, *size) or residual.dtype != torch.float32
+        residual.shape != (x.shape[0], problem.out_channels, *size) or residual.dtype not in FLOATS
     ):
-        wanted = f"float32 of shape {(x.shape[0], problem.out_channels, *size)}"
+        wanted = f"float32, float16 or bfloat16 of shape {(x.shape[0], problem.out_channels, *size)}"
         raise _refuse(op, "residual", wanted, f"{residual.dtype} of shape {tuple(residual.shape)}")
     return scale, bias, rows, columns, residual
 
 
+def _finish(op: str, problem: Conv2dProblem, slope: Tensor | None, dtype: torch.dtype | None) -> Finish:
+    """Return the checked end of an epilogue, apart from a packing."""
+    dtype = torch.float32 if dtype is None else dtype
+    if dtype not in FLOATS:
+        raise _refuse(op, "dtype", "float32, float16 or bfloat16", dtype)
+    slope = None if slope is None else _same(op, "slope", slope, (problem.out_channels,), torch.float32)
+    return Finish(slope, dtype)
+
+
 def _conv2d(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
-    tables, (*shape, minimum, maximum) = arguments[:5], arguments[5:]
+    tables, shape, (minimum, maximum, *more) = arguments[:5], arguments[5:14], arguments[14:]
+    slope, dtype = (*more, None, None)[:2]  # torch leaves defaults out
     problem = _problem(x, *shape)
     x, weight = _operands("conv2d", problem, x, weight)
     checked = _affine("conv2d", problem, x, *tables)
-    return kernels_for(x, problem).conv2d(problem, x, weight, *checked, minimum, maximum)
+    finish, kernels = _finish("conv2d", problem, slope, dtype), kernels_for(x, problem)
+    residual = checked[-1]
+    if finish.slope is None and finish.dtype == torch.float32 and (residual is None or residual.dtype == torch.float32):
+        return kernels.conv2d(problem, x, weight, *checked, minimum, maximum)
+    return kernels.conv2d_finished(problem, x, weight, *checked, minimum, maximum, finish)[0]
+
+
+def _conv2d_and_pack(x: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    op, tables, (*shape, minimum, maximum) = "conv2d_and_pack", arguments[:5], arguments[5:-8]
+    slope, dtype, codes, bits, low, inverse_step, thresholds, groups = arguments[-8:]
+    problem = _problem(x, *shape)
+    x, weight = _operands(op, problem, x, weight)
+    checked = _affine(op, problem, x, *tables)
+    code = _code(op, problem, low, inverse_step, bits, groups)
+    if thresholds is not None:
+        thresholds = _thresholds_of(op, thresholds, problem.out_channels)
+        bits = len(thresholds)
+    packing = Packing(codes, bits, low, inverse_step, thresholds, code.groups)
+    finish = dataclasses.replace(_finish(op, problem, slope, dtype), packing=packing)
+    y, packed = kernels_for(x, problem).conv2d_finished(problem, x, weight, *checked, minimum, maximum, finish)
+    assert packed is not None
+    return y, packed
+
+
+def _code(op: str, problem: Conv2dProblem, low: float, inverse_step: float, bits: int, groups: int) -> UniformCode:
+    """Return the checked code of the output."""
+    if not 1 <= bits <= 8:
+        raise _refuse(op, "bits", "1 to 8", bits)
+    if groups < 1 or problem.out_channels % groups:
+        raise _refuse(op, "reader_groups", f"a divisor of {problem.out_channels} channels", groups)
+    return UniformCode(low, inverse_step, bits, groups)
 
 
 def _conv2d_codes(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
     tables, (*shape, minimum, maximum, low, inverse_step, bits, groups) = arguments[:5], arguments[5:]
     problem = _problem(x, *shape)
     x, weight = _operands("conv2d_codes", problem, x, weight)
-    checked = _affine("conv2d_codes", problem, x, *tables)
-    if not 1 <= bits <= 8:
-        raise _refuse("conv2d_codes", "bits", "1 to 8", bits)
-    if groups < 1 or problem.out_channels % groups:
-        raise _refuse("conv2d_codes", "reader_groups", f"a divisor of {problem.out_channels} channels", groups)
-    code = UniformCode(low, inverse_step, bits, groups)
-    return kernels_for(x, problem).conv2d_codes(problem, x, weight, *checked, minimum, maximum, code)
+    scale, bias, rows, columns, residual = _affine("conv2d_codes", problem, x, *tables)
+    code, kernels = _code("conv2d_codes", problem, low, inverse_step, bits, groups), kernels_for(x, problem)
+    residual = residual if residual is None or kernels.reads_halves else residual.float()
+    checked = scale, bias, rows, columns, residual
+    return kernels.conv2d_codes(problem, x, weight, *checked, minimum, maximum, code)
 
 
 def _conv2d_threshold(
@@ -265,9 +316,17 @@ def _fake_conv2d_integer(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
 
 
 def _fake_conv2d(x: Tensor, weight: Tensor, scale: Tensor, *rest: Any) -> Tensor:
-    problem = _problem(x, *rest[4:-2])
+    problem, dtype = _problem(x, *rest[4:13]), rest[16] if len(rest) > 16 else None
     oh, ow = problem.out_size(x.shape[1], x.shape[2])
-    return scale.new_empty((x.shape[0], oh, ow, problem.out_channels)).permute(0, 3, 1, 2)
+    return scale.new_empty((x.shape[0], oh, ow, problem.out_channels), dtype=dtype).permute(0, 3, 1, 2)
+
+
+def _fake_conv2d_and_pack(x: Tensor, weight: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    slope, dtype, codes, bits, _, _, thresholds, groups = rest[-8:]
+    y = _fake_conv2d(x, weight, scale, *rest[:-8], slope, dtype)
+    if thresholds is None:
+        return y, (_fake_encode_uniform if codes else _fake_pack_uniform)(y, 0.0, 1.0, bits, groups)
+    return y, (_fake_encode_thresholds if codes else _fake_pack_thresholds)(y, thresholds, groups)
 
 
 def _fake_conv2d_codes(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
@@ -294,13 +353,14 @@ def _on_one_device(op: str, run: Callable[..., Tensor]) -> Callable[..., Tensor]
     return checked
 
 
-_OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+_OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "pack_uniform": (_uniform("pack_uniform"), _fake_pack_uniform),
     "pack_thresholds": (_thresholds("pack_thresholds"), _fake_pack_thresholds),
     "encode_uniform": (_uniform("encode_uniform"), _fake_encode_uniform),
     "encode_thresholds": (_thresholds("encode_thresholds"), _fake_encode_thresholds),
     "conv2d_integer": (_conv2d_integer, _fake_conv2d_integer),
     "conv2d": (_conv2d, _fake_conv2d),
+    "conv2d_and_pack": (_conv2d_and_pack, _fake_conv2d_and_pack),
     "conv2d_codes": (_conv2d_codes, _fake_conv2d_codes),
     "conv2d_threshold": (_conv2d_threshold, _fake_conv2d_threshold),
 }
@@ -315,5 +375,6 @@ encode_uniform = torch.ops.binarize.encode_uniform.default
 encode_thresholds = torch.ops.binarize.encode_thresholds.default
 conv2d_integer = torch.ops.binarize.conv2d_integer.default
 conv2d = torch.ops.binarize.conv2d.default
+conv2d_and_pack = torch.ops.binarize.conv2d_and_pack.default
 conv2d_codes = torch.ops.binarize.conv2d_codes.default
 conv2d_threshold = torch.ops.binarize.conv2d_threshold.default

@@ -5,6 +5,7 @@ The functions take checked arguments (`ops.py` checks) and have the signature th
 """
 
 import itertools
+import sys
 
 import torch
 from torch import Tensor
@@ -12,19 +13,24 @@ from torch.nn import functional as F
 
 from binarize.errors import ModelError
 from binarize.kernels.codes import pack_codes, unfold_weight, unpack_codes
+from binarize.kernels.finish import Finish, finished
 from binarize.kernels.format import pack_digits, unpack_digits, unpack_prepared
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 
 __all__ = [
     "conv2d",
     "conv2d_codes",
+    "conv2d_finished",
     "conv2d_integer",
     "conv2d_threshold",
     "encode_thresholds",
     "encode_uniform",
     "pack_thresholds",
     "pack_uniform",
+    "reads_halves",
 ]
+
+reads_halves = False
 
 
 def _to_float32(value: float) -> Tensor:
@@ -127,6 +133,24 @@ def conv2d(
     y = torch.where(least > y, least, y)
     y = torch.where(most < y, most, y)
     return y.contiguous().permute(0, 3, 1, 2)
+
+
+def conv2d_finished(
+    problem: Conv2dProblem,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    row_class: Tensor | None,
+    column_class: Tensor | None,
+    residual: Tensor | None,
+    minimum: float,
+    maximum: float,
+    finish: Finish,
+) -> tuple[Tensor, Tensor | None]:
+    """What `conv2d` gives, then slopes, clamp, rounding to 16 bits and packing, see `binarize.kernels.finish`."""
+    tables = scale, bias, row_class, column_class, residual
+    return finished(sys.modules[__name__], problem, x, weight, *tables, minimum, maximum, finish)
 
 
 def conv2d_codes(

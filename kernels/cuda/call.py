@@ -21,8 +21,8 @@ class Call(ctypes.Structure):
     """`Call` of call.cuh."""
 
     _fields_ = _fields(
-        "x weight out scale bias residual thresholds flip row_class column_class",
-        "pixels h w out_h out_w classes code_channels code_depth",
+        "x weight out scale bias residual thresholds flip row_class column_class also also_thresholds slope",
+        "pixels h w out_h out_w classes code_channels code_depth shared_thresholds",
         "minimum maximum low inverse_step top",
     )
 

@@ -4,7 +4,7 @@ import ctypes
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, final
+from typing import ClassVar, Protocol, final
 
 import torch
 from torch import Tensor
@@ -13,15 +13,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 from binarize.errors import ModelError, NoKernelError
 from binarize.kernels.codes import depth
 from binarize.kernels.cuda.call import Call, PackCall, address
-from binarize.kernels.cuda.specialise import Specialised, Tile, convolution, packing
+from binarize.kernels.cuda.outputs import Affine, Fields, Outputs, beside, code_fields, type_name, type_of
+from binarize.kernels.cuda.specialise import Epilogue, Specialised, Tile, convolution, packing
 from binarize.kernels.cuda.tiles import Gpu, forced_kind, why_not_tensor
 from binarize.kernels.cuda.tune import Trial, Tuner
+from binarize.kernels.finish import Finish
 from binarize.kernels.format import words
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 
 __all__ = ["CudaKernels", "Launcher", "Tiles"]
 
-_Fields = dict[str, int | float | None]
 _LIMIT = 2**31
 _DIRECT_PIXELS, _DIRECT_THREADS = 4, 128  # kWarpPixels and kThreads of direct.cu
 _PACK_THREADS = 256  # kThreads of pack.cu
@@ -48,18 +49,8 @@ class Launcher(Protocol):
 class Tiles(Protocol):
     """What chooses tiles: a `Tuner`, or in tests one tile for all."""
 
-    def tile(self, problem: Conv2dProblem, epilogue: str, pixels: int, trial: Trial | None) -> Tile | None:
+    def tile(self, problem: Conv2dProblem, epilogue: Epilogue, pixels: int, trial: Trial | None) -> Tile | None:
         """See `Tuner.tile`."""
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class _Outputs:
-    """Where a convolution's results go and what its epilogue needs, as fields of `Call`."""
-
-    epilogue: str
-    out: Tensor
-    fields: _Fields
 
 
 @final
@@ -69,7 +60,7 @@ class _Ready:
 
     launcher: Launcher
     problem: Conv2dProblem
-    epilogue: str
+    epilogue: Epilogue
     pixels: int
     call: Call
     out: Tensor
@@ -95,7 +86,7 @@ class _Ready:
             self.out.zero_()
             self.launch(each)
             found.append(self.out.clone())
-        return torch.equal(*(x.view(torch.int32) if x.is_floating_point() else x for x in found))
+        return torch.equal(*(x.flatten().view(torch.uint8) for x in found))
 
 
 @final
@@ -106,6 +97,8 @@ class CudaKernels:
         launcher: runs the kernels.
         tiles: tell how a convolution is cut up; by default a `Tuner`.
     """
+
+    reads_halves: ClassVar[bool] = True
 
     def __init__(self, launcher: Launcher, tiles: Tiles | None = None) -> None:
         self.launcher = launcher
@@ -122,7 +115,7 @@ class CudaKernels:
     def conv2d_integer(self, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> Tensor:
         """See `binarize.kernels.reference.conv2d_integer`."""
         out = x.new_empty((*self._size(problem, x), problem.products, problem.out_channels), dtype=torch.int32)
-        self._run(problem, x, weight, _Outputs("integers", out, {}))
+        self._run(problem, x, weight, Outputs(Epilogue("integers"), out, {}))
         return out
 
     def conv2d(
@@ -139,13 +132,37 @@ class CudaKernels:
         maximum: float,
     ) -> Tensor:
         """See `binarize.kernels.reference.conv2d`."""
+        tables = scale, bias, row_class, column_class, residual
+        return self.conv2d_finished(problem, x, weight, *tables, minimum, maximum, Finish())[0]
+
+    def conv2d_finished(
+        self,
+        problem: Conv2dProblem,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        row_class: Tensor | None,
+        column_class: Tensor | None,
+        residual: Tensor | None,
+        minimum: float,
+        maximum: float,
+        finish: Finish,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `binarize.kernels.reference.conv2d_finished`."""
         n, oh, ow = self._size(problem, x)
-        out = torch.empty((n, problem.out_channels, oh, ow), device=x.device, memory_format=torch.channels_last)
-        if residual is not None:
-            residual = residual.contiguous(memory_format=torch.channels_last)
-        fields = self._affine(scale, bias, row_class, column_class, residual, minimum, maximum)
-        self._run(problem, x, weight, _Outputs("values", out, fields))
-        return out
+        size = (n, problem.out_channels, oh, ow)
+        out = torch.empty(size, device=x.device, dtype=finish.dtype, memory_format=torch.channels_last)
+        affine = self._affine(scale, bias, row_class, column_class, residual, minimum, maximum)
+        found = beside(problem, x, (n, oh, ow), finish.packing)
+        stored, added, slopes = type_name(finish.dtype), type_of(affine.residual), finish.slope is not None
+        epilogue = dataclasses.replace(found.epilogue, dtype=stored, added=added, slopes=slopes)
+        fields = affine.fields | found.fields | {"slope": address(finish.slope)}
+        self._run(problem, x, weight, Outputs(epilogue, out, fields))
+        packed = found.out
+        if finish.packing is not None and packed is None:
+            packed = finish.packing.of(self, out)
+        return out, packed
 
     def conv2d_codes(
         self,
@@ -166,11 +183,9 @@ class CudaKernels:
         full = depth(per_group)
         make = x.new_empty if full == per_group else x.new_zeros
         out = make((*self._size(problem, x), code.groups, 1, full), dtype=torch.uint8)
-        if residual is not None:
-            residual = residual.contiguous(memory_format=torch.channels_last)
-        fields = self._affine(scale, bias, row_class, column_class, residual, minimum, maximum)
-        fields |= {"code_channels": per_group, "code_depth": full, "low": code.low, "inverse_step": code.inverse_step}
-        self._run(problem, x, weight, _Outputs("codes", out, fields | {"top": float(2**code.bits - 1)}))
+        affine = self._affine(scale, bias, row_class, column_class, residual, minimum, maximum)
+        fields = affine.fields | code_fields(code, problem.out_channels)
+        self._run(problem, x, weight, Outputs(Epilogue("codes", added=type_of(affine.residual)), out, fields))
         return out
 
     def conv2d_threshold(
@@ -189,9 +204,9 @@ class CudaKernels:
         )
         make = x.new_empty if whole else x.new_zeros
         out = make((*self._size(problem, x), 1, 1, words(problem.out_channels)), dtype=torch.int32)
-        fields: _Fields = {"thresholds": address(thresholds), "flip": address(flip)}
+        fields: Fields = {"thresholds": address(thresholds), "flip": address(flip)}
         fields |= self._border(row_class, column_class, thresholds)
-        self._run(problem, x, weight, _Outputs("digits", out, fields))
+        self._run(problem, x, weight, Outputs(Epilogue("digits"), out, fields))
         return out
 
     def pack_uniform(self, x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
@@ -227,12 +242,14 @@ class CudaKernels:
         residual: Tensor | None,
         minimum: float,
         maximum: float,
-    ) -> _Fields:
-        fields: _Fields = {"scale": address(scale), "bias": address(bias)}
+    ) -> Affine:
+        if residual is not None:
+            residual = residual.contiguous(memory_format=torch.channels_last)
+        fields: Fields = {"scale": address(scale), "bias": address(bias)}
         fields |= {"residual": address(residual), "minimum": minimum, "maximum": maximum}
-        return fields | self._border(row_class, column_class, bias)
+        return Affine(residual, fields | self._border(row_class, column_class, bias))
 
-    def _border(self, row_class: Tensor | None, column_class: Tensor | None, table: Tensor) -> _Fields:
+    def _border(self, row_class: Tensor | None, column_class: Tensor | None, table: Tensor) -> Fields:
         if row_class is not None and column_class is not None:
             self._check_classes(row_class, column_class, len(table))
         return {"row_class": address(row_class), "column_class": address(column_class), "classes": len(table)}
@@ -250,7 +267,7 @@ class CudaKernels:
             raise ModelError(f"cannot run a packed convolution: a border class lies outside the {rows} rows given")
         self._checked[row_class] = seen
 
-    def _run(self, problem: Conv2dProblem, x: Tensor, weight: Tensor, to: _Outputs) -> None:
+    def _run(self, problem: Conv2dProblem, x: Tensor, weight: Tensor, to: Outputs) -> None:
         n, h, w = x.shape[:3]
         oh, ow = problem.checked_size(h, w)
         pixels = n * oh * ow
@@ -296,7 +313,7 @@ class CudaKernels:
             pixels=h * w, channels=c, groups=groups, planes=planes, words=strip, low=low, inverse_step=inverse_step,
             top=float(2**planes - 1), shared_thresholds=int(thresholds is not None and thresholds.shape[1] == 1),
         )  # fmt: skip
-        kernel = packing(thresholds is not None, codes, channels_last)
+        kernel = packing(thresholds is not None, codes, channels_last, type_name(x.dtype))
         self.launcher.launch(kernel, call, n * image_blocks, _PACK_THREADS, 0)
         return out
 

@@ -10,10 +10,47 @@ from typing import final
 
 from binarize.kernels.problem import Conv2dProblem
 
-__all__ = ["EPILOGUES", "SOURCES", "Specialised", "Tile", "convolution", "packing"]
+__all__ = ["EPILOGUES", "FLOAT_TYPES", "SOURCES", "Epilogue", "Specialised", "Tile", "convolution", "packing"]
 
 SOURCES = Path(__file__).parent / "source"
 EPILOGUES = {"integers": 0, "values": 1, "codes": 2, "digits": 3}  # `Epilogue` of call.cuh
+FLOAT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # `FloatType` of narrow.cuh
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Epilogue:
+    """What becomes of the sums.
+
+    Attributes:
+        stored: one of `EPILOGUES`.
+        dtype: of the floats that are stored, one of `FLOAT_TYPES`.
+        added: of the residual, the same.
+        slopes: whether what is not above 0 is multiplied by a slope.
+        planes: digit planes that are packed beside the floats.
+        codes: whether codes are.
+        thresholds: whether thresholds make the digits, else the uniform code.
+    """
+
+    stored: str
+    dtype: str = "float32"
+    added: str = "float32"
+    slopes: bool = False
+    planes: int = 0
+    codes: bool = False
+    thresholds: bool = False
+
+    def constants(self) -> tuple[tuple[str, int], ...]:
+        """Return name and value of the kernel's constants."""
+        return (
+            ("kEpilogue", EPILOGUES[self.stored]),
+            ("kStored", FLOAT_TYPES[self.dtype]),
+            ("kAdded", FLOAT_TYPES[self.added]),
+            ("kSlopes", int(self.slopes)),
+            ("kAlso", 2 if self.codes else int(self.planes > 0)),
+            ("kAlsoBits", self.planes),
+            ("kAlsoThresholds", int(self.thresholds)),
+        )
 
 
 @final
@@ -103,12 +140,12 @@ def _table(kind: str, name: str, rows: tuple[tuple[int, ...], ...]) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def convolution(problem: Conv2dProblem, epilogue: str, tile: Tile | None, xor: bool = False) -> Specialised:
+def convolution(problem: Conv2dProblem, epilogue: Epilogue, tile: Tile | None, xor: bool = False) -> Specialised:
     """Return the kernel of one convolution: on tensor cores in tiles, or with ``tile=None`` on plain cores.
 
     Args:
         problem: what is computed.
-        epilogue: one of `EPILOGUES`.
+        epilogue: what becomes of the sums.
         tile: how it is cut up.
         xor: whether tensor cores multiply planes by xor: those of compute capability 7.5.
     """
@@ -131,7 +168,7 @@ def convolution(problem: Conv2dProblem, epilogue: str, tile: Tile | None, xor: b
         ("kStrips", strips(problem.activation_terms)),
         ("kWeightStrips", strips(problem.weight_terms)),
         ("kProducts", problem.products),
-        ("kEpilogue", EPILOGUES[epilogue]),
+        *epilogue.constants(),
     ]
     if tile is None:
         return Specialised("direct.cu", "direct", tuple(constants), passes, products)
@@ -141,10 +178,12 @@ def convolution(problem: Conv2dProblem, epilogue: str, tile: Tile | None, xor: b
     return Specialised("tensor.cu", "tensor", (*constants, *named), passes, products)
 
 
-@functools.lru_cache(maxsize=16)
-def packing(thresholds: bool, codes: bool, channels_last: bool) -> Specialised:
-    """Return the kernel that packs floats into planes or codes."""
-    flags = {"kThresholds": thresholds, "kPackCodes": codes, "kChannelsLast": channels_last}
+@functools.lru_cache(maxsize=32)
+def packing(thresholds: bool, codes: bool, channels_last: bool, dtype: str = "float32") -> Specialised:
+    """Return the kernel that packs floats of a type into planes or codes."""
+    flags = {
+        "kThresholds": thresholds, "kPackCodes": codes, "kChannelsLast": channels_last, "kRead": FLOAT_TYPES[dtype],
+    }  # fmt: skip
     return Specialised("pack.cu", "pack", tuple((name, int(flag)) for name, flag in flags.items()))
 
 

@@ -15,7 +15,7 @@ from typing import Protocol, final
 from binarize.errors import NoKernelError
 from binarize.kernels.cuda.compile import source_digest
 from binarize.kernels.cuda.kept import keep, kept
-from binarize.kernels.cuda.specialise import Tile
+from binarize.kernels.cuda.specialise import Epilogue, Tile
 from binarize.kernels.cuda.tiles import Gpu, candidates, default_tile, forced_kind, likely
 from binarize.kernels.problem import Conv2dProblem
 
@@ -52,9 +52,9 @@ class Tuner:
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
-        self._known: dict[tuple[Conv2dProblem, str, int, str | None], Tile | None] = {}
+        self._known: dict[tuple[Conv2dProblem, Epilogue, int, str | None], Tile | None] = {}
 
-    def tile(self, problem: Conv2dProblem, epilogue: str, pixels: int, trial: Trial | None) -> Tile | None:
+    def tile(self, problem: Conv2dProblem, epilogue: Epilogue, pixels: int, trial: Trial | None) -> Tile | None:
         """Return the tile for a convolution, None for the kernel on plain cores.
 
         Args:
@@ -100,7 +100,7 @@ class Tuner:
         warnings.warn(f"a kernel is not used: {what}; please report this", stacklevel=2)
         return False
 
-    def _key(self, problem: Conv2dProblem, epilogue: str, pixels: int) -> str:
+    def _key(self, problem: Conv2dProblem, epilogue: Epilogue, pixels: int) -> str:
         fields = [self.gpu, problem, epilogue, pixels, source_digest()]
         return hashlib.sha256(repr(fields).encode()).hexdigest()
 

@@ -5,6 +5,7 @@
 #ifdef __CUDACC__
 
 using u8 = unsigned char;
+using u16 = unsigned short;
 using u32 = unsigned int;
 using i64 = long long;
 using u64 = unsigned long long;
@@ -38,6 +39,20 @@ DEVICE float plus(float a, float b) { return __fadd_rn(a, b); }
 DEVICE float minus(float a, float b) { return __fsub_rn(a, b); }
 DEVICE float floor_of(float a) { return floorf(a); }
 DEVICE float float_of(int a) { return __int2float_rn(a); }
+
+DEVICE u32 bits_of(float a) { return __float_as_uint(a); }
+DEVICE float float_of_bits(u32 a) { return __uint_as_float(a); }
+// IEEE's 16 bits, rounded to the nearest, even.
+DEVICE u16 half_of(float a) {
+  u16 out;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(a));
+  return out;
+}
+DEVICE float float_of_half(u16 a) {
+  float out;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(a));
+  return out;
+}
 
 // Copies `kBytes` (4, 8 or 16) to shared memory without waiting, or zeros where `valid` is false.
 template <int kBytes>

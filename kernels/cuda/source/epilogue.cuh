@@ -2,6 +2,7 @@
 #pragma once
 #include "call.cuh"
 #include "code.cuh"
+#include "narrow.cuh"
 
 #define kChannels (kGroups * kOut)
 
@@ -55,15 +56,33 @@ DEVICE void store_digits(const Call& call, const Place& at, u32 bits, int lane) 
   if (shift != 0 && bits >> (32 - shift) != 0) or_global(to + 1, bits >> (32 - shift));
 }
 
-DEVICE void store_value(const Call& call, const Place& at, float y) {
-  if (kEpilogue == kValues) {
-    static_cast<float*>(call.out)[static_cast<i64>(at.pixel) * kChannels + at.channel] = y;
-    return;
-  }
+DEVICE void store_code(const Call& call, void* to, const Place& at, float y) {
   const u32 channel = static_cast<u32>(at.channel), group = channel / call.code_channels;
   const u32 groups = kChannels / call.code_channels;
   const i64 byte = (static_cast<i64>(at.pixel) * groups + group) * call.code_depth + channel % call.code_channels;
-  static_cast<u8*>(call.out)[byte] = static_cast<u8>(code_of(y, call.low, call.inverse_step, call.top));
+  static_cast<u8*>(to)[byte] = static_cast<u8>(code_of(y, call.low, call.inverse_step, call.top));
+}
+
+// Digit planes of a reader beside the floats: all lanes of a warp, each block of channels in a word of its own.
+DEVICE void store_planes(const Call& call, const Place& at, float y, int lane) {
+  const i64 words = (kChannels + 63) / 64 * 2;
+  u32* to = static_cast<u32*>(call.also) + at.pixel * words * kAlsoBits + at.first / 32;
+  const u32 code = kAlsoThresholds ? 0u : code_of(y, call.low, call.inverse_step, call.top);
+  for (int plane = 0; plane < kAlsoBits; ++plane) {
+    bool digit = (code >> plane & 1u) != 0;
+    if (kAlsoThresholds && at.exists)
+      digit = !(y < call.also_thresholds[call.shared_thresholds ? plane : plane * kChannels + at.channel]);
+    const u32 bits = ballot(at.exists && digit);
+    if (lane == 0) to[plane * words] = bits;
+  }
+}
+
+DEVICE float finished(const Call& call, const Place& at, float y) {
+  const i64 place = static_cast<i64>(at.pixel) * kChannels + at.channel;
+  if (call.residual != nullptr) y = plus(y, read_float(kAdded, call.residual, place));
+  if (kSlopes && !(y > 0.0f)) y = times(call.slope[at.channel], y);
+  y = clamped(call, y);
+  return kEpilogue == kValues ? write_float(kStored, call.out, place, y) : y;
 }
 
 // Takes in one accumulator; `y` goes from the first to the last. All lanes of a warp come here together.
@@ -74,15 +93,18 @@ DEVICE void emit(const Call& call, int product, const Place& at, int dot, int la
     store_digits(call, at, bits, lane);
     return;
   }
-  if (!at.exists) return;
-  const i64 output = static_cast<i64>(at.pixel);
   if (kEpilogue == kIntegers) {
-    static_cast<int*>(call.out)[(output * kProducts + product) * kChannels + at.channel] = dot;
+    const i64 output = static_cast<i64>(at.pixel) * kProducts + product;
+    if (at.exists) static_cast<int*>(call.out)[output * kChannels + at.channel] = dot;
     return;
   }
-  if (product == 0) y = call.bias[static_cast<i64>(at.row) * kChannels + at.channel];
-  y = plus(y, times(call.scale[product * kChannels + at.channel], float_of(dot)));
+  if (at.exists) {
+    if (product == 0) y = call.bias[static_cast<i64>(at.row) * kChannels + at.channel];
+    y = plus(y, times(call.scale[product * kChannels + at.channel], float_of(dot)));
+  }
   if (product + 1 < kProducts) return;
-  if (call.residual != nullptr) y = plus(y, call.residual[output * kChannels + at.channel]);
-  store_value(call, at, clamped(call, y));
+  if (at.exists) y = finished(call, at, y);
+  if (kEpilogue == kReaderCodes && at.exists) store_code(call, call.out, at, y);
+  if (kAlso == kCodesToo && at.exists) store_code(call, call.also, at, y);
+  if (kAlso == kPlanesToo) store_planes(call, at, y, lane);
 }

@@ -1,8 +1,10 @@
-// Floats to digit planes, or to codes. In front of this text: kThresholds, kPackCodes, kChannelsLast.
+// Floats to digit planes, or to codes. In front of this text: kThresholds, kPackCodes, kChannelsLast and
+// kRead, the type of the floats.
 #include "code.cuh"
+#include "narrow.cuh"
 
 struct PackCall {
-  const float* x;                               // (n, pixels, channels) if kChannelsLast, else (n, channels, pixels)
+  const void* x;                                // (n, pixels, channels) if kChannelsLast, else (n, channels, pixels)
   u32* out;                                     // (n, pixels, groups, strips, words)
   const float* thresholds;                      // (planes, channels) or (planes, 1)
   u32 items, image_blocks;                      // words and thread blocks of an image
@@ -14,8 +16,9 @@ struct PackCall {
 constexpr int kThreads = 256;
 
 DEVICE float read(const PackCall& call, i64 image, u32 pixel, u32 channel) {
-  return kChannelsLast ? call.x[(image * call.pixels + pixel) * call.channels + channel]
-                       : call.x[(image * call.channels + channel) * call.pixels + pixel];
+  return read_float(kRead, call.x,
+                    kChannelsLast ? (image * call.pixels + pixel) * call.channels + channel
+                                  : (image * call.channels + channel) * call.pixels + pixel);
 }
 
 DEVICE u32 uniform_code(const PackCall& call, float x) { return code_of(x, call.low, call.inverse_step, call.top); }

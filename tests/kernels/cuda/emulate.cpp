@@ -3,18 +3,21 @@
 #include "emulate.h"
 
 static int kCodes, kXor, kGroups, kWords, kOut, kKernelH, kKernelW, kStrideH, kStrideW, kPaddingH, kPaddingW,
-    kDilationH, kDilationW, kStrips, kWeightStrips, kProducts, kEpilogue, kThresholds, kPackCodes, kChannelsLast;
+    kDilationH, kDilationW, kStrips, kWeightStrips, kProducts, kEpilogue, kThresholds, kPackCodes, kChannelsLast,
+    kStored, kAdded, kSlopes, kAlso, kAlsoBits, kAlsoThresholds, kRead;
 
 struct Name {
   const char* name;
   int* value;
 };
 #define NAME(variable) {#variable, &variable}
-static const Name names[] = {NAME(kCodes),     NAME(kXor),        NAME(kGroups),       NAME(kWords),
-                             NAME(kOut),       NAME(kKernelH),    NAME(kKernelW),      NAME(kStrideH),
-                             NAME(kStrideW),   NAME(kPaddingH),   NAME(kPaddingW),     NAME(kDilationH),
-                             NAME(kDilationW), NAME(kStrips),     NAME(kWeightStrips), NAME(kProducts),
-                             NAME(kEpilogue),  NAME(kThresholds), NAME(kPackCodes),    NAME(kChannelsLast)};
+static const Name names[] = {
+    NAME(kCodes),          NAME(kXor),       NAME(kGroups),     NAME(kWords),     NAME(kOut),
+    NAME(kKernelH),        NAME(kKernelW),   NAME(kStrideH),    NAME(kStrideW),   NAME(kPaddingH),
+    NAME(kPaddingW),       NAME(kDilationH), NAME(kDilationW),  NAME(kStrips),    NAME(kWeightStrips),
+    NAME(kProducts),       NAME(kEpilogue),  NAME(kThresholds), NAME(kPackCodes), NAME(kChannelsLast),
+    NAME(kStored),         NAME(kAdded),     NAME(kSlopes),     NAME(kAlso),      NAME(kAlsoBits),
+    NAME(kAlsoThresholds), NAME(kRead)};
 
 #include "call.cuh"
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 using u8 = unsigned char;
+using u16 = unsigned short;
 using u32 = unsigned int;
 using i64 = long long;
 using u64 = unsigned long long;
@@ -323,6 +324,30 @@ DEVICE float plus(float a, float b) { return a + b; }
 DEVICE float minus(float a, float b) { return a - b; }
 DEVICE float floor_of(float a) { return std::floor(a); }
 DEVICE float float_of(int a) { return static_cast<float>(a); }
+
+DEVICE u32 bits_of(float a) {
+  u32 bits;
+  memcpy(&bits, &a, 4);
+  return bits;
+}
+DEVICE float float_of_bits(u32 a) {
+  float value;
+  memcpy(&value, &a, 4);
+  return value;
+}
+// Eleven bits of mantissa from 2^-14 on, whole multiples of 2^-24 below; from 65520 on infinite.
+DEVICE u16 half_of(float a) {
+  const u32 sign = bits_of(a) >> 16 & 0x8000u, size = bits_of(a) & 0x7fffffffu;
+  if (size > 0x7f800000u) return static_cast<u16>(sign | 0x7fffu);
+  if (size >= 0x477ff000u) return static_cast<u16>(sign | 0x7c00u);
+  if (size < 0x38800000u) return static_cast<u16>(sign | static_cast<u32>(std::nearbyint(std::fabs(a) * 0x1p24f)));
+  return static_cast<u16>(sign | (size + 0xfffu + (size >> 13 & 1u) - 0x38000000u) >> 13);
+}
+DEVICE float float_of_half(u16 a) {
+  const u32 sign = (a & 0x8000u) << 16, size = a & 0x7fffu;
+  if (size < 0x400u) return (sign != 0 ? -1.0f : 1.0f) * static_cast<float>(size) * 0x1p-24f;
+  return float_of_bits(sign | (size >= 0x7c00u ? 0x7f800000u | size << 13 : (size << 13) + 0x38000000u));
+}
 
 // A copy happens when it is waited for; until then its place holds garbage.
 template <int kBytes>

@@ -12,7 +12,7 @@ import pytest
 from binarize.errors import NoKernelError
 from binarize.kernels.cuda import compile as compiling
 from binarize.kernels.cuda.compile import architecture, compile_all, compiled, missing, why_not_capability
-from binarize.kernels.cuda.specialise import EPILOGUES, Specialised, Tile, convolution, packing
+from binarize.kernels.cuda.specialise import EPILOGUES, Epilogue, Specialised, Tile, convolution, packing
 from binarize.kernels.problem import Conv2dProblem
 
 CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
@@ -81,7 +81,7 @@ def test_an_emulated_instruction_would_be_seen(tmp_path):
 
 @pytest.mark.parametrize("capability", [known for known in CAPABILITIES if known < (10, 0)], ids=architecture)
 def test_planes_are_multiplied_by_binary_tensor_cores_where_there_are_any(capability, tmp_path):
-    found = instructions(convolution(PLANES, "digits", TILE, xor=capability < (8, 0)), capability, tmp_path)
+    found = instructions(convolution(PLANES, Epilogue("digits"), TILE, xor=capability < (8, 0)), capability, tmp_path)
 
     check_plain(found)
     check_registers(found)
@@ -95,7 +95,7 @@ def test_planes_are_multiplied_by_binary_tensor_cores_where_there_are_any(capabi
 @pytest.mark.parametrize("tile", [Tile(128, 128, (4, 1), 32, 3, True), Tile(64, 64, (4, 1), 8, 2, True)], ids=str)
 @pytest.mark.parametrize("problem", [PLANES, CODES], ids=["planes", "codes"])
 def test_four_warps_together_multiply_by_the_instruction_of_sm_90a(problem, tile, tmp_path):
-    found = instructions(convolution(problem, "values", tile), (9, 0), tmp_path)
+    found = instructions(convolution(problem, Epilogue("values"), tile), (9, 0), tmp_path)
 
     check_plain(found)
     check_registers(found)
@@ -105,7 +105,7 @@ def test_four_warps_together_multiply_by_the_instruction_of_sm_90a(problem, tile
 
 @each_architecture
 def test_codes_are_multiplied_by_eight_bit_tensor_cores(capability, tmp_path):
-    found = instructions(convolution(CODES, "codes", TILE), capability, tmp_path)
+    found = instructions(convolution(CODES, Epilogue("codes"), TILE), capability, tmp_path)
 
     check_plain(found)
     check_registers(found)
@@ -117,7 +117,7 @@ def test_codes_are_multiplied_by_eight_bit_tensor_cores(capability, tmp_path):
 @each_architecture
 @pytest.mark.parametrize("problem", [PLANES, CODES], ids=["planes", "codes"])
 def test_the_direct_kernel_counts_on_plain_cores(problem, capability, tmp_path):
-    found = instructions(convolution(problem, "values", None), capability, tmp_path)
+    found = instructions(convolution(problem, Epilogue("values"), None), capability, tmp_path)
 
     check_plain(found)
     assert count(found, "IDP" if problem.codes else "POPC") > 0
@@ -129,6 +129,22 @@ def test_packing_compiles(capability, tmp_path):
     kinds = itertools.product((False, True), repeat=3) if capability == (9, 0) else [(False, False, True)]
     for kind in kinds:
         check_plain(instructions(packing(*kind), capability, tmp_path))
+    for dtype in ("float16", "bfloat16"):
+        check_plain(instructions(packing(False, False, True, dtype), capability, tmp_path))
+
+
+@each_architecture
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("tile", [None, TILE], ids=["direct", "tensor"])
+def test_sixteen_bits_slopes_and_packing_beside_the_floats_compile(tile, dtype, capability, tmp_path):
+    beside = {"planes": 2} if tile is None else {"codes": True}
+    epilogue = Epilogue("values", dtype, dtype, slopes=True, **beside)
+    found = instructions(convolution(CODES, epilogue, tile), capability, tmp_path)
+
+    check_plain(found)
+    check_registers(found)
+    assert count(found, "STG.E.U16") > 0
+    assert count(found, "LDG.E.U16") > 0
 
 
 @pytest.mark.parametrize("epilogue", EPILOGUES)
@@ -137,7 +153,7 @@ def test_sums_of_several_terms_stay_in_registers(epilogue, tile, tmp_path):
     several = Conv2dProblem(64, 64, *WINDOW, 1, (1, 1), (1,))
     if epilogue == "digits":
         several = Conv2dProblem(64, 64, *WINDOW, 1, (2,), (2,))
-    found = instructions(convolution(several, epilogue, tile), (8, 0), tmp_path)
+    found = instructions(convolution(several, Epilogue(epilogue), tile), (8, 0), tmp_path)
 
     check_plain(found)
     check_registers(found)

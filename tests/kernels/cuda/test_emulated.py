@@ -11,6 +11,7 @@ from binarize.errors import ModelError, NoKernelError
 from binarize.kernels import reference
 from binarize.kernels.cuda.kernels import CudaKernels
 from binarize.kernels.cuda.specialise import Tile
+from binarize.kernels.finish import Finish, Packing
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 
 SMALL, NARROW, LARGE = Tile(32, 16, (2, 1), 8, 2), Tile(32, 32, (1, 2), 16, 4), Tile(64, 64, (2, 2), 32, 3)
@@ -75,6 +76,49 @@ def test_codes_of_outputs_are_those_of_the_reference(case, codes, tile, bits, gr
     assert torch.equal(kernels.conv2d_codes(*arguments), reference.conv2d_codes(*arguments))
 
 
+FLOATS = st.sampled_from((torch.float32, torch.float16, torch.bfloat16))
+
+
+@settings(max_examples=25)
+@given(
+    case=cases(), codes=st.booleans(), tile=kernels_of, dtype=FLOATS, added=FLOATS, slopes=st.booleans(),
+    packs=st.sampled_from(("nothing", "planes", "codes")), columns=st.sampled_from((None, 1, -1)),
+    bits=st.integers(1, 8), grouped=st.booleans(),
+)  # fmt: skip
+def test_what_follows_the_floats_equals_the_reference(
+    case, codes, tile, dtype, added, slopes, packs, columns, bits, grouped
+):
+    case = as_codes(case, codes)
+    kernels, x, weight = emulated(case, tile)
+    outputs, generator = case.problem.out_channels, torch.Generator().manual_seed(5)
+    *tables, residual = epilogue(case, residual=True)
+    width = {None: None, 1: 1, -1: outputs}[columns]
+    thresholds = None if width is None else torch.randn(bits, width, generator=generator) * 50
+    packing = Packing(packs == "codes", bits, -40.0, 0.037, thresholds, case.problem.groups if grouped else 1)
+    slope = torch.randn(outputs, generator=generator) if slopes else None
+    finish = Finish(slope, dtype, None if packs == "nothing" else packing)
+    arguments = (case.problem, x, weight, *tables, residual.to(added), -300.0, 900.0, finish)
+
+    seen, packed = kernels.conv2d_finished(*arguments)
+
+    wanted, planes = reference.conv2d_finished(*arguments)
+    assert seen.dtype == dtype
+    assert torch.equal(seen, wanted)
+    assert (packed is None) == (packs == "nothing")
+    assert packed is None or torch.equal(packed, planes)
+
+
+def test_a_packing_beside_the_floats_is_one_kernel_where_words_are_whole():
+    case = make_case(Conv2dProblem(64, 40, (3, 3), (1, 1), (1, 1), (1, 1), 1, (1,), (1,)), 1, 4, 4, seed=2)
+    kernels, x, weight = emulated(case, SMALL)
+    arguments = (case.problem, x, weight, *epilogue(case, residual=True), -300.0, 900.0)
+    kernels.launcher.readable()
+    for codes, groups, launches in ((False, 1, 1), (True, 1, 1), (True, 2, 1), (False, 2, 2)):
+        before = len(kernels.launcher.launched)
+        kernels.conv2d_finished(*arguments, Finish(packing=Packing(codes, 2, -40.0, 0.37, None, groups)))
+        assert len(kernels.launcher.launched) - before == launches
+
+
 @settings(max_examples=15)
 @given(case=cases(single=True), codes=st.booleans(), tile=kernels_of, capability=capabilities)
 def test_thresholds_compare_the_exact_sums(case, codes, tile, capability):
@@ -127,6 +171,10 @@ def test_packing_gives_the_planes_and_codes_of_the_reference(shape, groups, bits
     x = torch.where(torch.rand(x.shape, generator=generator) < 0.3, torch.tensor(SPECIAL)[chosen], x)
     x = x.contiguous(memory_format=layout)
     kernels = CudaKernels(Emulator())
+    for dtype in (torch.float16, torch.bfloat16):
+        narrow = x.to(dtype)
+        seen = kernels.pack_uniform(narrow, -1.1, 0.7, bits, groups)
+        assert torch.equal(seen, reference.pack_uniform(narrow.float(), -1.1, 0.7, bits, groups))
     for op in ("pack_uniform", "encode_uniform"):
         arguments = (x, -1.1, 0.7, bits, groups)
         assert torch.equal(getattr(kernels, op)(*arguments), getattr(reference, op)(*arguments)), op
@@ -135,6 +183,26 @@ def test_packing_gives_the_planes_and_codes_of_the_reference(shape, groups, bits
         for op in ("pack_thresholds", "encode_thresholds"):
             seen = getattr(kernels, op)(x, thresholds, groups)
             assert torch.equal(seen, getattr(reference, op)(x, thresholds, groups)), op
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_float_of_16_bits_is_read_and_rounded_to_as_torch_does(dtype):
+    """Each of them as residual; as sums they, what lies halfway between two, and what is next to either."""
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    exact, least = every.float(), torch.tensor(-float("inf"))
+    halfway = exact[:-1] / 2 + exact[1:] / 2
+    sums = torch.cat([exact, halfway, halfway.nextafter(least), halfway.nextafter(-least)])
+    for residual, bias in ((every, torch.full((2**16,), -0.0)), (torch.full(sums.shape, -0.0, dtype=dtype), sums)):
+        outputs = bias.numel()
+        problem = Conv2dProblem(1, outputs, (1, 1), (1, 1), (0, 0), (1, 1), 1, (1,), (1,), True)
+        x, weight = torch.zeros(1, 1, 1, *problem.x_shape, dtype=torch.uint8), torch.zeros(problem.weight_shape)
+        seen, _ = CudaKernels(Emulator(), OneTile(None)).conv2d_finished(
+            problem, x, weight.to(torch.int8), torch.full((1, outputs), -0.0), bias[None], None, None,
+            residual.reshape(1, -1, 1, 1), -float("inf"), float("inf"), Finish(dtype=dtype),
+        )  # fmt: skip
+        wanted = (bias + residual.float()).to(dtype)
+        assert torch.equal(seen.flatten().isnan(), wanted.isnan())
+        assert torch.equal(seen.flatten().nan_to_num(7.0).view(torch.int16), wanted.nan_to_num(7.0).view(torch.int16))
 
 
 def small(codes=False, tile=SMALL):
