@@ -106,7 +106,8 @@ def _problem(
 
 
 def _refuse(op: str, what: str, wanted: object, seen: object) -> ModelError:
-    return ModelError(f"cannot run binarize::{op}: {what} must be {wanted}, got {seen}")
+    said = f"cannot run binarize::{op}: {what} must be {wanted}, got {seen}"
+    return ModelError(f"{said}; packed networks have no float64: call .float()" if "float64" in str(seen) else said)
 
 
 def _same(op: str, name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -141,6 +141,8 @@ def _packed_linear(gm: fx.GraphModule, node: fx.Node, layer: PackedLinear) -> Op
 
 
 def _if_compiled(layer: PackedConv2d | PackedLinear) -> str | None:
+    if layer.dtype != torch.float32:
+        return f"it gives {str(layer.dtype).removeprefix('torch.')}"
     return steps.why_not_conv2d(problem_of(layer.geometry, layer.activation.route))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from binarize.errors import ModelError
 from binarize.kernels import ops
 from binarize.layers.gpu_routes import GpuRoutes
+from binarize.layers.halves import keeping_types
 from binarize.schemes.base import Levels
 
 __all__ = ["ROUTES", "PackActivation", "route_of"]
@@ -101,6 +102,20 @@ class PackActivation(nn.Module):
         else:
             packed = (ops.encode_thresholds if whole else ops.pack_thresholds)(x, self.thresholds, self.groups)
         return packed
+
+    def arguments(self, device: torch.device, channels: int) -> tuple[Any, ...]:
+        """Return the last arguments of `ops.conv2d_and_pack` for so many channels.
+
+        Raises:
+            ModelError: there are more or fewer channels than its readers take.
+        """
+        self.require_channels((0, channels))
+        whole = self.gpu.route(device, self.route) == "int8"
+        return whole, self.terms[0], self.low, self.inverse_step, self.thresholds, self.groups
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "PackActivation":
+        super()._apply(keeping_types(fn), recurse)
+        return self
 
     def codes(self, x: Tensor, axis: int = 1) -> Tensor:
         """Return the codes ``(t, *x.shape)`` as floats, by plain torch; ``axis`` is that of the channels."""

@@ -74,7 +74,8 @@ class PackedConvNd(PackedLayer):
                     self._place(y, part, frames, row, column, len(x))
         y = y.permute(0, 4, 1, 2, 3).reshape(len(x), self.space.out_channels, *outs[3 - self.space.dimensions :])
         y = y if residual is None else y + residual
-        return y.clamp_(self.minimum, self.maximum) if self._clamps() else y
+        y = y.clamp_(self.minimum, self.maximum) if self._clamps() else y
+        return y.to(self.dtype)
 
     def _clamps(self) -> bool:
         return (self.minimum, self.maximum) != (-math.inf, math.inf)

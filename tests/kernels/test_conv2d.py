@@ -176,7 +176,8 @@ def small_calls():
     x, weight = case.x, case.weight
     thresholds, flip = torch.zeros(6, 5, dtype=torch.int32), torch.zeros(5, dtype=torch.bool)
     scale, bias, rows, columns, residual = epilogue(case, residual=True)
-    floats = torch.randn(2, 6, 4, 4)
+    floats, slope = torch.randn(2, 6, 4, 4), torch.rand(5)
+    beside = x, weight, scale, bias, rows, columns, residual, *case.geometry, -9.0, 9.0
     return [
         (ops.conv2d_integer, (x, weight, *case.geometry)),
         (ops.conv2d, (x, weight, scale, bias, rows, columns, residual, *case.geometry, 0.0, 9.0)),
@@ -189,6 +190,14 @@ def small_calls():
             ops.conv2d_codes,
             (x, weight, scale, bias, rows, columns, residual, *case.geometry, 0.0, 9.0, 0.0, 3.0, 2, 1),
         ),
+        (
+            ops.conv2d,
+            (x, weight, scale, bias, rows, columns, residual.half(), *case.geometry, -9.0, 9.0, slope, torch.bfloat16),
+        ),
+        (ops.conv2d_and_pack, (*beside, slope, torch.float16, False, 3, 0.0, 3.0, None, 1)),
+        (ops.conv2d_and_pack, (*beside, None, torch.float32, True, 3, 0.0, 3.0, None, 1)),
+        (ops.conv2d_and_pack, (*beside, slope, torch.bfloat16, False, 1, 0.0, 0.0, torch.zeros(2, 5), 1)),
+        (ops.conv2d_and_pack, (*beside, slope, torch.float32, True, 1, 0.0, 0.0, torch.zeros(2, 1), 5)),
         (ops.encode_uniform, (floats, 0.0, 3.0, 4, 2)),
         (ops.encode_thresholds, (floats, torch.zeros(2, 6), 1)),
         (ops.pack_uniform, (floats, 0.0, 3.0, 4, 2)),
@@ -206,7 +215,9 @@ def test_compiled_graphs_hold_each_op_whole(op, arguments):
     torch.compiler.reset()  # else the ops share one limit of recompilations
     compiled = torch.compile(lambda *inputs: op(*inputs), fullgraph=True, backend="aot_eager")
 
-    assert torch.equal(compiled(*arguments), op(*arguments))
+    seen, wanted = compiled(*arguments), op(*arguments)
+
+    assert all(map(torch.equal, *((x,) if isinstance(x, torch.Tensor) else x for x in (seen, wanted))))
 
 
 def refused(changes):
@@ -234,6 +245,9 @@ def refused(changes):
         ({"row_class": torch.zeros(4, dtype=torch.int64)}, "row_class must be"),
         ({"column_class": torch.full((4,), -1, dtype=torch.int32)}, "a border class lies outside"),
         ({"residual": torch.zeros(2, 5, 4, 3)}, "residual must be"),
+        ({"residual": torch.zeros(2, 5, 4, 4).double()}, "no float64: call .float"),
+        ({"slope": torch.zeros(4)}, "slope must be"),
+        ({"dtype": torch.int8}, "dtype must be float32, float16 or bfloat16"),
         ({"padding": [0, 0], "kernel": [3, 3], "dilation": [9, 9]}, "too small"),
         ({"groups": 4}, "groups must divide"),
         ({"kernel": [0, 3]}, "sizes must be at least 1"),

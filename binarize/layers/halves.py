@@ -1,0 +1,28 @@
+"""What `half()`, `bfloat16()` and `to(dtype)` do to packed layers: the floats they give change, their numbers stay.
+
+Scales, biases and thresholds are few, and whole sums are too large for 16 bits: they stay float32, as the sums do.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["dtype_after", "keeping_types"]
+
+
+def dtype_after(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:
+    """Return the type that ``fn``, as `torch.nn.Module._apply` takes it, makes of floats of type ``dtype``."""
+    return fn(torch.empty(0, dtype=dtype)).dtype
+
+
+def keeping_types(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return ``fn`` that moves tensors as before and leaves their type as it is."""
+
+    def moved(x: Tensor) -> Tensor:
+        made = fn(x)
+        if made.dtype == x.dtype:
+            return made
+        return torch.empty_like(x, device=made.device) if x.is_meta else x.to(made.device)
+
+    return moved
