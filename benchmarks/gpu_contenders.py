@@ -76,6 +76,26 @@ def compare(problem: Any, kernels: Any, device: torch.device) -> None:
         seen = getattr(kernels, name)(problem, x, weight, *moved).cpu()
         if not torch.equal(seen, getattr(reference, name)(problem, x.cpu(), weight.cpu(), *arguments)):
             raise AssertionError(f"{name} differs from the reference: {problem}")
+    compare_finished(problem, kernels, (x, weight, *tables[:4]), tables[4].bfloat16())
+
+
+def compare_finished(problem: Any, kernels: Any, held: Sequence[Tensor], residual: Tensor) -> None:
+    """Raise unless floats of 16 bits, slopes and what is packed beside the floats are those of the reference."""
+    from binarize.kernels import reference
+    from binarize.kernels.finish import Finish, Packing
+
+    device, slope = held[0].device, torch.rand(problem.out_channels)
+    for codes in (False, True):
+        packing = Packing(codes, 2, -40.0, 0.037, None, 1)
+        seen, wanted = (
+            level.conv2d_finished(
+                problem, *(part.to(where) for part in held), residual.to(where), -50.0, 1000.0,
+                Finish(slope.to(where), residual.dtype, packing),
+            )
+            for level, where in ((kernels, device), (reference, torch.device("cpu")))
+        )  # fmt: skip
+        if not all(torch.equal(a.cpu(), b) for a, b in zip(seen, wanted, strict=True)):
+            raise AssertionError(f"conv2d_finished differs from the reference: {problem}")
 
 
 def gemm_calls(size: int, device: torch.device) -> Calls:
@@ -122,7 +142,7 @@ def layer_calls(layer: tuple[int, int, int, int], batch: int, device: torch.devi
     residual = torch.empty(batch, outputs, size, size, **last).normal_()
     image = torch.empty(batch, channels, size, size, **last).normal_()
     filters = torch.empty(outputs, channels, kernel, kernel, **last).normal_()
-    half, half_filters = image.bfloat16(), filters.bfloat16()
+    half, half_filters, half_residual = image.bfloat16(), filters.bfloat16(), residual.bfloat16()
     geometry = [list(pair) for pair in window]
     shape = (channels, outputs, *geometry, 1)
     padding = kernel // 2
@@ -133,6 +153,10 @@ def layer_calls(layer: tuple[int, int, int, int], batch: int, device: torch.devi
         ),
         "1x1 bits, residual to fp32": lambda: ops.conv2d(
             x, weight, scale, bias, None, None, residual, *shape, [1], [1], *limits
+        ),
+        "1x1 bits, bf16 residual to bf16 and bits": lambda: ops.conv2d_and_pack(
+            x, weight, scale, bias, None, None, half_residual, *shape, [1], [1], *limits, None, torch.bfloat16,
+            False, 1, 0.0, 0.5, None, 1,
         ),
         "4x4 bits to codes": lambda: ops.conv2d_codes(
             codes, folded, scale, bias, None, None, None, *shape, [4], [4], *limits, 0.0, 0.01, 4, 1
@@ -158,6 +182,7 @@ def network_calls(model: nn.Module, ours: dict[str, nn.Module], x: Tensor, compi
     """Return whole networks on one batch, not run yet."""
     half_model, half = copy.deepcopy(model).bfloat16(), x.bfloat16()
     calls: Calls = {scheme: functools.partial(net, x) for scheme, net in ours.items()}
+    calls |= {f"{scheme} bf16": functools.partial(copy.deepcopy(net).bfloat16(), half) for scheme, net in ours.items()}
     calls["torch fp32"] = functools.partial(model, x)
     calls["torch bf16"] = functools.partial(half_model, half)
     if compiled:
