@@ -15,7 +15,7 @@ BATCH, SCENES = 64, 4
 
 @click.command()
 @click.argument("network", metavar="MODEL|NET")
-@data_options(True, "Labelled images")
+@data_options(True, "Images, labelled unless a teacher is given")
 @click.option("--teacher", metavar="MODEL", help="Also count how often both decide alike.")
 @click.option("--teacher-arch", metavar="NAME", help="What builds the teacher of a state_dict; --arch by default.")
 @click.option("--samples", type=click.IntRange(1), help="Use the first so many images only.")

@@ -82,6 +82,9 @@ def finetune(
         fail(course.stopped(history))
         raise click.exceptions.Exit(STOPPED)
     if is_writer():
+        if history.epochs and history.epochs[-1].val:
+            last = history.epochs[-1]
+            note(f"after epoch {last.epoch}: {', '.join(f'{name} {value:.4f}' for name, value in last.val.items())}")
         finish(net, title, output, report, trainable, as_json, {"training": history.to_dict()})
 
 

@@ -66,6 +66,8 @@ def torchvision_builder(name: str) -> Builder:
     if name.startswith("quantized_"):
         remedy = f"give {PREFIX}{name.removeprefix('quantized_')}"
         raise SourceError(f"cannot open {PREFIX}{name}: it is quantised to int8 already; {remedy}, the float network")
+    if name.endswith(".py"):
+        raise SourceError(f"cannot build a network by {name!r} alone: name the function in it, {name}:FUNCTION")
     known = [model for model in models.list_models() if not model.startswith("quantized_")]
     if name not in known:
         listing = "torchvision.models.list_models() lists them; for a network of your own give path/to/file.py:factory"

@@ -126,5 +126,8 @@ def _foreign(path: Path, head: bytes) -> SourceError:
     if head[:1] == b"\x80":
         remedy = "load it where it was made and write it with torch.save(model.state_dict(), ...)"
         return SourceError(f"cannot open {str(path)!r}: it is a bare pickle, which could run code; {remedy}")
+    if path.suffix == ".py":
+        remedy = f"name the function in it that builds the network: {path}:FUNCTION"
+        return SourceError(f"cannot open {str(path)!r} by itself: it is Python code; {remedy}")
     saw = f"its first bytes {head[:8].hex(' ')} belong to no format known here"
     return SourceError(f"cannot open {str(path)!r}: {saw}; {EXPECTED}")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,13 @@ def test_a_network_is_trained_packed_and_measured(desk, trainable, tmp_path):
     assert run_json("evaluate", out, "--data", desk.data)["top1"] == pytest.approx(epochs[-1]["val"]["top1"], abs=0.05)
     assert (tmp_path / "run" / "log.csv").is_file()
     assert '<polyline points="0.0,' in (tmp_path / "page.html").read_text()
+
+
+def test_what_validation_found_is_said_where_no_bar_is_drawn(desk, trainable, tmp_path):
+    words = "--data", desk.data, "--val", desk.data, "--epochs", 1
+    result = run("finetune", trainable, "-o", tmp_path / "out.safetensors", *words)
+
+    assert re.search(r"after epoch 1: top1 [01]\.\d{4}$", result.stderr, re.MULTILINE)
 
 
 def test_a_model_is_converted_first_and_is_its_own_teacher(desk, tmp_path):

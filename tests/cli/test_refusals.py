@@ -128,6 +128,16 @@ def test_an_onnx_file_where_a_network_is_wanted(words, tmp_path):
     assert "it is an ONNX file" in refused(words[0], tmp_path / "net.onnx", *words[1:])
 
 
+def test_python_code_where_a_model_or_its_builder_is_wanted(desk, old, tmp_path):
+    code = Path(desk.factory.rpartition(":")[0])
+
+    for words in ((code, "-o", old), (desk.checkpoint, "--arch", code, "-o", old)):
+        assert (
+            f"name the function in it{' that builds the network: ' if words[0] is code else ', '}{code}:FUNCTION"
+            in (refused("convert", *words))
+        )
+
+
 def test_a_weight_that_is_not_finite_names_the_layer(desk, diverged, old):
     assert "'3'" in refused("convert", diverged, "--arch", desk.factory, "-o", old)
 
