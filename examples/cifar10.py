@@ -124,4 +124,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except binarize.BinarizeError as error:  # what cannot be read or trained, in one line
+        raise SystemExit(f"{error}") from None

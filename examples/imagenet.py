@@ -51,12 +51,12 @@ def main(words: list[str] | None = None) -> None:
         given.train = given.val = generated(given.out / "pictures")
         given.stage = ["activations:epochs=1", "binary"]
     stages = tuple(given.stage or ["activations:epochs=5", "binary"])
-    torch.manual_seed(0)
-    model = models.get_model(given.model, weights=weights).eval()
     options = {"input_shape": shape, "batch_size": given.batch, "workers": given.workers}
     train = binarize.load_data(f"imagefolder:{given.train}", shuffle=True, augment="imagenet", **options)
     val = binarize.load_data(f"imagefolder:{given.val}", **options)
     still = binarize.load_data(f"imagefolder:{given.train}", shuffle=True, **options)
+    torch.manual_seed(0)
+    model = models.get_model(given.model, weights=weights).eval()
 
     net = binarize.convert(model, scheme=given.scheme, data=still)
     history = binarize.finetune(
@@ -85,4 +85,7 @@ def generated(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except binarize.BinarizeError as error:  # what cannot be read or trained, in one line
+        raise SystemExit(f"{error}") from None

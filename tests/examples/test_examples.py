@@ -46,6 +46,24 @@ def test_each_starts_as_a_script_that_imported_nothing_before(name):
     assert "--tiny" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("cifar10.py", "--train"),
+        ("detection.py", "--train"),
+        ("imagenet.py", "--train"),
+        ("segmentation.py", "--train"),
+    ],
+)
+def test_data_that_is_not_there_ends_an_example_in_one_line(name, option, tmp_path):
+    line = [sys.executable, str(EXAMPLES / name), str(tmp_path), option, "npz:nowhere.npz"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("cannot ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_cifar10_trains_and_goes_on_where_it_was(tmp_path, capsys):
     run("cifar10.py", tmp_path, "--tiny")
     first = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("  ")]  # less the passes
