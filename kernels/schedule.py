@@ -79,7 +79,17 @@ class _Call:
     name: str
     emit: _Emit
     reads: tuple[int, ...]
-    writes: Value
+    writes: tuple[Value, ...]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+    """A pooling: the numbers that the native call takes, its input and its output."""
+
+    numbers: tuple[Any, ...]
+    x: Value
+    out: Value
 
 
 @final
@@ -90,6 +100,7 @@ class Draft:
         self._calls: list[_Call] = []
         self._count = 0
         self._kept: list[Tensor] = []
+        self._pooled: Pooled | None = None
         self.name = ""  # of what is being added: the place in the network
 
     def value(self, shape: Sequence[int], dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Value:
@@ -107,8 +118,27 @@ class Draft:
     def call(self, emit: _Emit, reads: Sequence[Value | None], writes: Value) -> Value:
         """Add one kernel call; ``emit`` adds it to the native schedule once every value has a place."""
         numbers = tuple(value.number for value in reads if value is not None)
-        self._calls.append(_Call(self.name, emit, numbers, writes))
+        self._calls.append(_Call(self.name, emit, numbers, (writes,)))
         return writes
+
+    def pooling_of(self, x: Value) -> Pooled | None:
+        """Return the pooling whose output is ``x``, where it is the last call so far; it may be taken back."""
+        return self._pooled if self._pooled is not None and self._is_last(x) else None
+
+    def _is_last(self, x: Value) -> bool:
+        return bool(self._calls) and [value.number for value in self._calls[-1].writes] == [x.number]
+
+    def pool(self, emit: _Emit, numbers: tuple[Any, ...], x: Value, out: Value) -> Value:
+        """Add a pooling: see `pooling_of`."""
+        self._pooled = Pooled(numbers, x, out)
+        return self.call(emit, [x], out)
+
+    def also(self, emit: _Emit, packed: Value) -> Value:
+        """Let the last call write ``packed`` as well; ``emit`` takes the place of what was to be done."""
+        last = self._calls.pop()
+        self._calls.append(dataclasses.replace(last, emit=emit, writes=(*last.writes, packed)))
+        self._pooled = None
+        return packed
 
     def transposed(self, x: Value) -> Value:
         """Return an image in the other order of memory."""
@@ -195,9 +225,10 @@ class Draft:
         """Give a place in the arena to every tensor that has none, the largest first; return the arena's size."""
         lives: dict[int, tuple[int, int, int]] = {}
         for index, call in enumerate(self._calls):
-            for number in (*call.reads, call.writes.number):
+            sizes = {value.number: value.bytes for value in call.writes}
+            for number in (*call.reads, *sizes):
                 if number not in places:
-                    first, _, size = lives.get(number, (index, index, call.writes.bytes))
+                    first, _, size = lives.get(number, (index, index, sizes.get(number, 0)))
                     lives[number] = first, index, size
         placed: list[tuple[int, int, int, int]] = []  # start, end, first and last call
         top = 0

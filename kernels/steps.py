@@ -60,6 +60,11 @@ def pack(
         out = draft.value((n, h, w, groups, bits, per_group), torch.int32)
     level = _level()
     numbers = low, inverse_step, draft.keep(thresholds), thresholds is not None and thresholds.shape[1] == 1
+    pooled = draft.pooling_of(x) if x.channels_last else None
+    if pooled is not None:
+        fixed = *pooled.numbers, level, codes, [n, h * w, c], groups, bits, per_group, *numbers
+        source, floats = pooled.x, pooled.out
+        return draft.also(lambda to, at: to.pool_pack(*fixed, at(source), at(floats), at(out)), out)
     layout = [n, h * w, c], groups, bits, per_group, x.channels_last
     return draft.call(
         lambda to, at: to.pack(level, codes, *layout, *numbers, at(x), at(out)), [x], out
@@ -181,7 +186,7 @@ def pool(
     shape = _window_size((h, w), window) if size is None else tuple(size)
     out = draft.value((n, c, *shape), channels_last=True)
     fixed = dense_level(), [n, h, w, *shape], list(window), c, largest, divisor
-    return draft.call(lambda to, at: to.pool(*fixed, at(source), at(out)), [source], out)
+    return draft.pool(lambda to, at: to.pool(*fixed, at(source), at(out)), fixed, source, out)
 
 
 def _window_size(size: tuple[int, int], window: Sequence[int]) -> tuple[int, int]:

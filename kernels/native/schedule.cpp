@@ -2,9 +2,17 @@
 
 #include <string.h>
 
+#include <atomic>
 #include <chrono>
 
+#include "threads.h"
+
 namespace binarize {
+namespace {
+
+constexpr int64_t kFewest = 1 << 16;  // floats that threads are woken for
+
+}  // namespace
 
 Step conv_step(int level, const Geometry& geometry, const Conv2d& fixed, Form form, Place x, Place residual, Place out,
                int64_t cleared) {
@@ -59,20 +67,106 @@ Step pool_step(int level, const Pool& fixed, Place x, Place out) {
   });
 }
 
+// Rows of the output at a time: what was pooled is packed while a core still holds it.
+struct PoolPack {
+  Pool pool;
+  Pack pack;
+  int dense, level;
+  int64_t rows;
+  mutable std::atomic<Status> status{Status::ok};
+
+  int64_t bands() const { return (pool.out_h + rows - 1) / rows; }  // of an image
+};
+
+Status pool_and_pack(const PoolPack& call, int64_t image, int64_t first) {
+  Pool pool = call.pool;
+  const int64_t pixel = (image * pool.out_h + first) * pool.out_w;
+  pool.n = 1;
+  pool.out_h = pool.out_h - first < call.rows ? pool.out_h - first : call.rows;
+  pool.padding_h -= static_cast<int>(first * pool.stride_h);  // the rows above count as padding that is cut off
+  pool.x += image * pool.h * pool.w * pool.channels;
+  pool.out += pixel * pool.channels;
+  Pack pack = call.pack;
+  pack.x = pool.out;
+  pack.n = 1;
+  pack.pixels = pool.out_h * pool.out_w;
+  const int64_t words = pixel * pack.groups * pack.words;  // of one strip
+  if (pack.out != nullptr) pack.out += words * pack.planes;
+  if (pack.codes != nullptr) pack.codes += 4 * words * (pack.thresholds == nullptr ? 1 : pack.planes);
+  const Status status = kDenseLevels[call.dense].pool(pool);
+  return status == Status::ok ? kLevels[call.level].pack(pack) : status;
+}
+
+void pool_pack_part(const void* context, int part, int parts) {
+  const PoolPack& call = *static_cast<const PoolPack*>(context);
+  const int64_t bands = call.bands(), all = bands * call.pool.n;
+  for (int64_t band = all * part / parts; band < all * (part + 1) / parts; ++band) {
+    const Status status = pool_and_pack(call, band / bands, band % bands * call.rows);
+    if (status != Status::ok) call.status = status;
+  }
+}
+
+Step pool_pack_step(int dense, const Pool& pool, int level, const Pack& pack, bool codes, Place x, Place out,
+                    Place packed) {
+  constexpr int64_t kNear = 4096;  // floats that the nearest cache holds
+  const int64_t row = pool.out_w * pool.channels, rows = row < kNear ? kNear / row : 1;
+  return [=](const Frame& frame) {
+    PoolPack call{pool, pack, dense, level, rows};
+    call.pool.x = frame.at<const float>(x);
+    call.pool.out = frame.at<float>(out);
+    call.pack.out = codes ? nullptr : frame.at<uint32_t>(packed);
+    call.pack.codes = codes ? frame.at<uint8_t>(packed) : nullptr;
+    call.pool.threads = call.pack.threads = 1;
+    const int64_t bands = pool.n * call.bands();
+    const bool few = pool.n * pool.out_h * row < kFewest || frame.threads < 2;
+    run_parts(few ? 1 : static_cast<int>(bands < frame.threads ? bands : frame.threads), pool_pack_part, &call);
+    return call.status.load();
+  };
+}
+
+// A pass over memory in as many parts as it is worth; `run(first, last)` takes some of the `count` numbers or pixels.
+template <class Run>
+void share_out(int64_t count, int64_t floats_each, int threads, const Run& run) {
+  struct Pass {
+    int64_t count;
+    const Run& run;
+  };
+  const Pass pass{count, run};
+  const bool few = threads < 2 || count * floats_each < kFewest;
+  run_parts(
+      few ? 1 : threads,
+      [](const void* context, int part, int parts) {
+        const Pass& p = *static_cast<const Pass*>(context);
+        p.run(p.count * part / parts, p.count * (part + 1) / parts);
+      },
+      &pass);
+}
+
 Step sum_step(int level, const Sum& fixed, Place a, Place b, Place out) {
   return [=](const Frame& frame) {
-    Sum call = fixed;
-    call.a = frame.at<const float>(a);
-    call.b = frame.at<const float>(b);
-    call.out = frame.at<float>(out);
-    kDenseLevels[level].sum(call);
+    const float *first_term = frame.at<const float>(a), *second_term = frame.at<const float>(b);
+    float* to = frame.at<float>(out);
+    share_out(fixed.count, 1, frame.threads, [&](int64_t first, int64_t last) {
+      Sum call = fixed;
+      call.count = last - first;
+      call.a = first_term + first;
+      call.b = second_term == nullptr ? nullptr : second_term + first;
+      call.out = to + first;
+      kDenseLevels[level].sum(call);
+    });
     return Status::ok;
   };
 }
 
 Step channelwise_step(int level, const Channelwise& fixed, Place x, Place out) {
-  return one_to_one(fixed, x, out, [level](const Channelwise& call, int) {
-    kDenseLevels[level].channelwise(call);
+  return one_to_one(fixed, x, out, [level](const Channelwise& whole, int threads) {
+    share_out(whole.pixels, whole.channels, threads, [&](int64_t first, int64_t last) {
+      Channelwise call = whole;
+      call.pixels = last - first;
+      call.x += first * call.channels;
+      call.out += first * call.channels;
+      kDenseLevels[level].channelwise(call);
+    });
     return Status::ok;
   });
 }

@@ -56,6 +56,9 @@ Step conv_step(int level, const Geometry& geometry, const Conv2d& call, Form for
 Step pack_step(int level, const Pack& call, bool codes, Place x, Place out);
 Step dense_step(int level, const DenseConv2d& call, Place x, Place out);
 Step pool_step(int level, const Pool& call, Place x, Place out);
+// Pools `x` to `out` and packs that, some rows at a time. The levels are those of either call.
+Step pool_pack_step(int dense, const Pool& pool, int level, const Pack& pack, bool codes, Place x, Place out,
+                    Place packed);
 Step sum_step(int level, const Sum& call, Place a, Place b, Place out);
 Step channelwise_step(int level, const Channelwise& call, Place x, Place out);
 Step placing_step(const Placing& call, Place x, Place out, int64_t offset);

@@ -65,9 +65,8 @@ void add_conv2d(Schedule& schedule, int level, const Geometry& geometry, const S
                          cleared));
 }
 
-void add_pack(Schedule& schedule, int level, bool codes, const Sizes& size, int groups, int planes, int words,
-              bool channels_last, double low, double inverse_step, uintptr_t thresholds, bool shared, Where x,
-              Where out) {
+Pack pack_of(int level, const Sizes& size, int groups, int planes, int words, bool channels_last, double low,
+             double inverse_step, uintptr_t thresholds, bool shared) {
   require(size.size() == 3 && level >= 0 && level < kLevelCount, "bad step");
   Pack call{};
   call.n = size[0];
@@ -81,6 +80,13 @@ void add_pack(Schedule& schedule, int level, bool codes, const Sizes& size, int 
   call.inverse_step = static_cast<float>(inverse_step);
   call.thresholds = at<const float>(thresholds);
   call.thresholds_shared = shared;
+  return call;
+}
+
+void add_pack(Schedule& schedule, int level, bool codes, const Sizes& size, int groups, int planes, int words,
+              bool channels_last, double low, double inverse_step, uintptr_t thresholds, bool shared, Where x,
+              Where out) {
+  const Pack call = pack_of(level, size, groups, planes, words, channels_last, low, inverse_step, thresholds, shared);
   schedule.add(pack_step(level, call, codes, place_of(x), place_of(out)));
 }
 
@@ -115,15 +121,29 @@ void add_dense(Schedule& schedule, int level, const Sizes& size, const std::vect
   schedule.add(dense_step(level, call, place_of(x), place_of(out)));
 }
 
-void add_pool(Schedule& schedule, int level, const Sizes& size, const std::vector<int>& window, int64_t channels,
-              bool largest, int64_t divisor, Where x, Where out) {
+Pool pool_of(int level, const Sizes& size, const std::vector<int>& window, int64_t channels, bool largest,
+             int64_t divisor) {
   require(level >= 0 && level < kDenseLevelCount, "bad step");
   Pool call{};
   set_window(call, size, window);
   call.channels = channels;
   call.largest = largest;
   call.divisor = divisor;
-  schedule.add(pool_step(level, call, place_of(x), place_of(out)));
+  return call;
+}
+
+void add_pool(Schedule& schedule, int level, const Sizes& size, const std::vector<int>& window, int64_t channels,
+              bool largest, int64_t divisor, Where x, Where out) {
+  schedule.add(pool_step(level, pool_of(level, size, window, channels, largest, divisor), place_of(x), place_of(out)));
+}
+
+void add_pool_pack(Schedule& schedule, int dense, const Sizes& size, const std::vector<int>& window, int64_t channels,
+                   bool largest, int64_t divisor, int level, bool codes, const Sizes& packed_size, int groups,
+                   int planes, int words, double low, double inverse_step, uintptr_t thresholds, bool shared, Where x,
+                   Where out, Where packed) {
+  const Pool pool = pool_of(dense, size, window, channels, largest, divisor);
+  const Pack pack = pack_of(level, packed_size, groups, planes, words, true, low, inverse_step, thresholds, shared);
+  schedule.add(pool_pack_step(dense, pool, level, pack, codes, place_of(x), place_of(out), place_of(packed)));
 }
 
 void add_sum(Schedule& schedule, int level, int64_t count, double minimum, double maximum, double a_share,
@@ -203,6 +223,7 @@ void bind_schedule(nb::module_& module) {
       .def("pack", add_pack)
       .def("dense", add_dense)
       .def("pool", add_pool)
+      .def("pool_pack", add_pool_pack)
       .def("sum", add_sum)
       .def("channelwise", add_channelwise)
       .def("place", add_placing)

@@ -1,5 +1,6 @@
 """Drafts and programs: every value has its place, every step computes what the op of its name does."""
 
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
@@ -17,6 +18,7 @@ from binarize.kernels.problem import Conv2dProblem, UniformCode
 from binarize.kernels.schedule import Draft, why_not_compiled
 
 INFINITY = float("inf")
+SPANS = ((1, 4), (1, 4), (1, 3), (1, 3), (0, 1), (0, 1), (1, 2), (1, 2))  # kernel, stride, padding, dilation
 
 pytestmark = pytest.mark.skipif(why_not_compiled() is not None, reason="no kernels are compiled")
 
@@ -36,6 +38,16 @@ def forced(level, problem=None):
     if why := level.why_not(problem):
         pytest.skip(why)
     return mock.patch.dict(os.environ, BINARIZE_KERNEL=level.name)
+
+
+@contextlib.contextmanager
+def one_of(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run(build, *tensors):
@@ -193,6 +205,76 @@ def test_packing_gives_the_bits_of_its_op(level, layout, shape, groups, bits, sh
             assert torch.equal(seen, uniform(x, -1.0, 2.3, bits, groups))
             seen = run(lambda d, v, kind=kind: steps.pack(d, v, **kind, thresholds=thresholds), x)
             assert torch.equal(seen, by_threshold(x, thresholds, groups))
+
+
+@pytest.mark.parametrize("level", LEVELS[:-1], ids=lambda level: level.name)
+@settings(max_examples=20)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 20), st.integers(1, 20)),
+    window=st.tuples(*(st.integers(least, most) for least, most in SPANS)),
+    groups=st.integers(1, 3),
+    bits=st.integers(1, 8),
+    codes=st.booleans(),
+    by=st.booleans(),
+    largest=st.booleans(),
+)  # fmt: skip
+def test_a_pooling_that_is_packed_by_the_next_call_gives_the_same_in_one(
+    level, shape, window, groups, bits, codes, by, largest
+):
+    n, c, h, w = shape
+    window = (
+        *window[:4],
+        *(min(pad, kernel // 2) for pad, kernel in zip(window[4:6], window, strict=False)),
+        *window[6:],
+    )
+    reach = [dilation * (kernel - 1) + 1 for dilation, kernel in zip(window[6:], window[:2], strict=True)]
+    x = torch.randn(n, c * groups, h + reach[0], w + reach[1], generator=torch.Generator().manual_seed(c))
+    x = x.contiguous(memory_format=torch.channels_last)
+    thresholds = torch.linspace(-1, 1, bits)[:, None] if by else None
+    kind = {"codes": codes, "bits": bits, "groups": groups, "low": -1.0, "inverse_step": 2.3, "thresholds": thresholds}
+    with forced(level):
+        draft = Draft()
+        value = draft.value(x.shape, channels_last=True)
+        floats = steps.pool(draft, value, window, largest=largest)
+        packed = steps.pack(draft, floats, **kind)
+        program = draft.finish([value], [floats, packed])
+        assert len(program.names) == 1
+        wanted = run(lambda d, v: steps.pool(d, v, window, largest=largest), x)
+        for threads in (1, 2):
+            with one_of(threads):
+                y, seen = program.run([x])
+            assert torch.equal(y, wanted)
+            assert torch.equal(seen, run(lambda d, v: steps.pack(d, v, **kind), wanted))
+
+
+def test_passes_over_memory_are_shared_out_without_changing_a_bit():
+    """Enough numbers for several threads, and not a multiple of them."""
+    a, b = torch.randn(2, 3, 37, 149, 67).unbind()
+    a, b = (x.contiguous(memory_format=torch.channels_last) for x in (a, b))
+    scale, shift, slope = torch.randn(3, 37)
+
+    def passes(draft, x, y):
+        return draft.channelwise(draft.sum(x, y, -1.0, 2.0, (0.3, 0.7)), scale, shift, slope, -1.5, 1.5)
+
+    found = []
+    for threads in (1, 3):
+        with one_of(threads):
+            found.append(run(passes, a, b))
+
+    assert torch.equal(*found)
+    y = (0.3 * a + 0.7 * b).clamp(-1, 2) * scale[:, None, None] + shift[:, None, None]
+    wanted = torch.where(y > 0, y, slope[:, None, None] * y).clamp(-1.5, 1.5)
+    assert torch.allclose(found[0], wanted, atol=8 * 2.0**-24 * 8)  # eight roundings of numbers below 8
+
+
+def test_what_lies_between_a_pooling_and_its_packing_keeps_them_apart():
+    draft = Draft()
+    value = draft.value((1, 8, 6, 6), channels_last=True)
+    floats = steps.pool(draft, value, (2, 2, 2, 2, 0, 0, 1, 1), largest=True)
+    draft.sum(floats, None, 0.0, 1.0)
+    packed = steps.pack(draft, floats, codes=False, bits=1, groups=1)
+
+    assert len(draft.finish([value], [packed]).names) == 3
 
 
 def test_a_problem_that_only_the_reference_runs_is_no_step():
