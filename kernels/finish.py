@@ -2,48 +2,20 @@
 
 import dataclasses
 from math import inf
-from typing import Protocol, final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
 
 from binarize.kernels.problem import Conv2dProblem
 
-__all__ = ["FLOATS", "Finish", "FloatKernels", "Packing", "finished"]
+if TYPE_CHECKING:
+    from binarize.kernels.dispatch import Kernels
+
+__all__ = ["FLOATS", "Finish", "Packing", "finished"]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """Types that floats may be stored in; sums are always made in the first."""
-
-
-class FloatKernels(Protocol):
-    """What `finished` needs of a level."""
-
-    def pack_uniform(self, x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
-        """Digit planes of the uniform code."""
-
-    def pack_thresholds(self, x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
-        """One digit plane per threshold."""
-
-    def encode_uniform(self, x: Tensor, low: float, inverse_step: float, bits: int, groups: int) -> Tensor:
-        """The uniform code as bytes."""
-
-    def encode_thresholds(self, x: Tensor, thresholds: Tensor, groups: int) -> Tensor:
-        """One term of bytes per threshold."""
-
-    def conv2d(
-        self,
-        problem: Conv2dProblem,
-        x: Tensor,
-        weight: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        row_class: Tensor | None,
-        column_class: Tensor | None,
-        residual: Tensor | None,
-        minimum: float,
-        maximum: float,
-    ) -> Tensor:
-        """Accumulators, then the float epilogue."""
 
 
 @final
@@ -66,7 +38,7 @@ class Packing:
     thresholds: Tensor | None
     groups: int
 
-    def of(self, kernels: FloatKernels, y: Tensor) -> Tensor:
+    def of(self, kernels: "Kernels", y: Tensor) -> Tensor:
         """Return floats ``(n, c, h, w)`` packed."""
         if self.thresholds is not None:
             by_thresholds = kernels.encode_thresholds if self.codes else kernels.pack_thresholds
@@ -80,6 +52,8 @@ class Packing:
 class Finish:
     """What is made of ``y = bias + sums + residual``: ``clamp(y > 0 ? y : slope y)``, rounded to ``dtype``.
 
+    With slopes ``y`` is rounded before them too, as by a layer of its own.
+
     Attributes:
         slope: ``(o,)`` float32 of what is not above 0 (PReLU), or None.
         dtype: one of `FLOATS`.
@@ -92,7 +66,7 @@ class Finish:
 
 
 def finished(
-    kernels: FloatKernels,
+    kernels: "Kernels",
     problem: Conv2dProblem,
     x: Tensor,
     weight: Tensor,
@@ -110,6 +84,7 @@ def finished(
     limits = (minimum, maximum) if finish.slope is None else (-inf, inf)
     y = kernels.conv2d(problem, x, weight, scale, bias, row_class, column_class, wide, *limits)
     if finish.slope is not None:
+        y = y.to(finish.dtype).float()
         y = torch.where(y > 0, y, y * finish.slope[:, None, None]).clamp(minimum, maximum)
     y = y.to(finish.dtype)
     return y, None if finish.packing is None else finish.packing.of(kernels, y.float())

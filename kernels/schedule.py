@@ -119,22 +119,21 @@ class Draft:
         """Add one kernel call; ``emit`` adds it to the native schedule once every value has a place."""
         numbers = tuple(value.number for value in reads if value is not None)
         self._calls.append(_Call(self.name, emit, numbers, (writes,)))
+        self._pooled = None
         return writes
 
     def pooling_of(self, x: Value) -> Pooled | None:
-        """Return the pooling whose output is ``x``, where it is the last call so far; it may be taken back."""
-        return self._pooled if self._pooled is not None and self._is_last(x) else None
-
-    def _is_last(self, x: Value) -> bool:
-        return bool(self._calls) and [value.number for value in self._calls[-1].writes] == [x.number]
+        """Return the pooling that is the last call so far and whose output is ``x``, as it is: it may be taken back."""
+        return self._pooled if self._pooled is not None and self._pooled.out == x else None
 
     def pool(self, emit: _Emit, numbers: tuple[Any, ...], x: Value, out: Value) -> Value:
         """Add a pooling: see `pooling_of`."""
+        self.call(emit, [x], out)
         self._pooled = Pooled(numbers, x, out)
-        return self.call(emit, [x], out)
+        return out
 
     def also(self, emit: _Emit, packed: Value) -> Value:
-        """Let the last call write ``packed`` as well; ``emit`` takes the place of what was to be done."""
+        """Let the last call write ``packed`` as well, under its name; ``emit`` takes the place of what it did."""
         last = self._calls.pop()
         self._calls.append(dataclasses.replace(last, emit=emit, writes=(*last.writes, packed)))
         self._pooled = None

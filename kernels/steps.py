@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from binarize.errors import NoKernelError
+from binarize.errors import ModelError, NoKernelError
 from binarize.kernels.codes import depth
 from binarize.kernels.compiled import Compiled, geometry
 from binarize.kernels.dispatch import choose
@@ -184,6 +184,8 @@ def pool(
     n, c, h, w = x.shape
     source = draft.channels_last(x)
     shape = _window_size((h, w), window) if size is None else tuple(size)
+    if min(shape) < 1:
+        raise ModelError(f"cannot pool an image of {h}x{w} by windows {tuple(window[:2])}: it is too small")
     out = draft.value((n, c, *shape), channels_last=True)
     fixed = dense_level(), [n, h, w, *shape], list(window), c, largest, divisor
     return draft.pool(lambda to, at: to.pool(*fixed, at(source), at(out)), fixed, source, out)

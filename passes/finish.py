@@ -13,7 +13,7 @@ from binarize.layers.packed import PackActivation, PackedConv2d
 from binarize.passes.emit import Operation, PackedConvolution, Packing
 from binarize.passes.emit_channels import Rectification
 from binarize.passes.graph import single_user
-from binarize.passes.operations import is_inplace, module_of
+from binarize.passes.operations import module_of
 from binarize.passes.runner import Item, Runner
 
 __all__ = ["FinishRunner"]
@@ -78,19 +78,19 @@ def _finished(gm: fx.GraphModule, node: fx.Node) -> Finished | None:
         return None
     prelu = _prelu(gm, node, layer)
     last = node if prelu is None else prelu.node
-    if any(is_inplace(gm, user) for user in last.users):
-        return None  # it may be written over before it is packed
-    for user in last.users:
-        packing = _called(gm, user)
-        if isinstance(packing, PackActivation) and not packing.rows:
-            return Finished(PackedConvolution(node, layer), prelu, Packing(user, packing))
-    return None
+    reader = last.next
+    while last.users and reader not in last.users:
+        reader = reader.next
+    packing = _called(gm, reader)  # the first reader: what comes after another may be written over by then
+    if not isinstance(packing, PackActivation) or packing.rows:
+        return None
+    return Finished(PackedConvolution(node, layer), prelu, Packing(reader, packing))
 
 
 def _prelu(gm: fx.GraphModule, node: fx.Node, layer: PackedConv2d) -> Rectification | None:
     user = single_user(node)
     module = _called(gm, user)
-    if user is None or not isinstance(module, nn.PReLU) or (layer.minimum, layer.maximum) != (-inf, inf):
+    if user is None or type(module) is not nn.PReLU or (layer.minimum, layer.maximum) != (-inf, inf):
         return None
     slope: Tensor = module.weight
     return Rectification(user, slope) if slope.numel() in (1, layer.geometry.out_channels) else None

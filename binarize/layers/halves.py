@@ -13,7 +13,7 @@ __all__ = ["dtype_after", "keeping_types"]
 
 def dtype_after(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:
     """Return the type that ``fn``, as `torch.nn.Module._apply` takes it, makes of floats of type ``dtype``."""
-    return fn(torch.empty(0, dtype=dtype)).dtype
+    return fn(torch.empty(0, dtype=dtype, device="cpu")).dtype
 
 
 def keeping_types(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

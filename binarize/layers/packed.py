@@ -61,7 +61,7 @@ class PackedConv2d(PackedLayer):
                 *arguments, reader.low, reader.inverse_step, reader.terms[0], reader.groups
             )
             return codes_of_reader
-        y: Tensor = ops.conv2d(*arguments, *_stored_as(self.dtype))
+        y: Tensor = ops.conv2d(*arguments, *_stored_as(self.dtype if fused else torch.float32))
         if any(self.crop):
             y = y[..., self.crop[0] :, self.crop[1] :]
         if not fused and residual is not None:
@@ -176,7 +176,7 @@ class PackedLinear(PackedLayer):
         held = self.operands(planes.dtype)
         y: Tensor = ops.conv2d(
             planes, held.weight, held.scale, table, None, None, added,
-            *held.geometry.arguments(), *limits, *_stored_as(self.dtype),
+            *held.geometry.arguments(), *limits, *_stored_as(self.dtype if fused else torch.float32),
         )  # fmt: skip
         y = y.permute(0, 2, 3, 1).reshape(*leading, outputs)
         return y if residual is None or fused else (y + residual).clamp(self.minimum, self.maximum).to(self.dtype)

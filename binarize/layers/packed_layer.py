@@ -15,7 +15,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from binarize.errors import ModelError
 from binarize.kernels import codes, format
+from binarize.kernels.finish import FLOATS
 from binarize.layers.borders import axis_classes
 from binarize.layers.geometry import Geometry
 from binarize.layers.gpu_routes import GpuRoutes
@@ -56,6 +58,7 @@ class PackedLayer(nn.Module, abc.ABC):
     bits: Tensor
     scale: Tensor
     bias: Tensor
+    dtype = torch.float32
 
     def __init__(
         self,
@@ -76,7 +79,6 @@ class PackedLayer(nn.Module, abc.ABC):
         self.register_buffer("scale", torch.zeros(pairs, outputs))
         self.register_buffer("bias", torch.zeros(outputs))
         self.minimum, self.maximum = -float("inf"), float("inf")
-        self.dtype = torch.float32
         self._forget()
 
     @final
@@ -237,20 +239,34 @@ class PackedLayer(nn.Module, abc.ABC):
             "weight_spec": self.weight_spec,
             "minimum": None if self.minimum == -float("inf") else self.minimum,
             "maximum": None if self.maximum == float("inf") else self.maximum,
-            **({} if self.dtype == torch.float32 else {"dtype": str(self.dtype).removeprefix("torch.")}),
+            **({} if self.dtype == torch.float32 else {"dtype": _name_of(self.dtype)}),
         }
 
     @final
     def _take(self, config: dict[str, Any]) -> None:
         self.minimum = -float("inf") if config["minimum"] is None else config["minimum"]
         self.maximum = float("inf") if config["maximum"] is None else config["maximum"]
-        self.dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(config.get("dtype", ""), torch.float32)
+        self.dtype = _dtype_of(config.get("dtype", "float32"))
 
     @final
     def extra_repr(self) -> str:
         """Name the sizes and the scheme."""
         geometry = self.geometry
         return f"{geometry.channels}, {geometry.out_channels}, kernel={geometry.kernel}, scheme={self.weight_spec!r}"
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if dtype not in FLOATS:
+        raise ModelError(f"cannot save packed layers that are to give {name}, which they cannot; call .float()")
+    return name
+
+
+def _dtype_of(name: object) -> torch.dtype:
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+    if name not in known:
+        raise ModelError(f"cannot build a packed layer that gives {name!r}; it gives one of {', '.join(known)}")
+    return known[str(name)]
 
 
 def _prepared_weight(bits: Tensor, geometry: Geometry, route: str) -> Tensor:

@@ -109,7 +109,7 @@ void pool_pack_part(const void* context, int part, int parts) {
 Step pool_pack_step(int dense, const Pool& pool, int level, const Pack& pack, bool codes, Place x, Place out,
                     Place packed) {
   constexpr int64_t kNear = 4096;  // floats that the nearest cache holds
-  const int64_t row = pool.out_w * pool.channels, rows = row < kNear ? kNear / row : 1;
+  const int64_t row = pool.out_w * pool.channels, rows = row > 0 && row < kNear ? kNear / row : 1;
   return [=](const Frame& frame) {
     PoolPack call{pool, pack, dense, level, rows};
     call.pool.x = frame.at<const float>(x);

@@ -143,6 +143,7 @@ void add_pool_pack(Schedule& schedule, int dense, const Sizes& size, const std::
                    Where out, Where packed) {
   const Pool pool = pool_of(dense, size, window, channels, largest, divisor);
   const Pack pack = pack_of(level, packed_size, groups, planes, words, true, low, inverse_step, thresholds, shared);
+  require(pack.channels == pool.channels && pack.n == pool.n && pack.pixels == pool.out_h * pool.out_w, "bad step");
   schedule.add(pool_pack_step(dense, pool, level, pack, codes, place_of(x), place_of(out), place_of(packed)));
 }
 

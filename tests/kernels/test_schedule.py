@@ -1,6 +1,7 @@
 """Drafts and programs: every value has its place, every step computes what the op of its name does."""
 
 import contextlib
+import dataclasses
 import os
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
@@ -267,14 +268,43 @@ def test_passes_over_memory_are_shared_out_without_changing_a_bit():
     assert torch.allclose(found[0], wanted, atol=8 * 2.0**-24 * 8)  # eight roundings of numbers below 8
 
 
-def test_what_lies_between_a_pooling_and_its_packing_keeps_them_apart():
-    draft = Draft()
-    value = draft.value((1, 8, 6, 6), channels_last=True)
-    floats = steps.pool(draft, value, (2, 2, 2, 2, 0, 0, 1, 1), largest=True)
-    draft.sum(floats, None, 0.0, 1.0)
-    packed = steps.pack(draft, floats, codes=False, bits=1, groups=1)
+HALVING = (2, 2, 2, 2, 0, 0, 1, 1)
 
-    assert len(draft.finish([value], [packed]).names) == 3
+
+@pytest.mark.parametrize("packs", ["what lies between", "the pooling"])
+def test_what_lies_between_a_pooling_and_its_packing_keeps_them_apart(packs):
+    """Else the planes would be of another tensor, or what lies between would not be made."""
+    x = torch.randn(1, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+
+    def build(draft, value):
+        floats = steps.pool(draft, value, HALVING, largest=True)
+        between = draft.channelwise(floats, -torch.ones(8), torch.zeros(8), None, -INFINITY, INFINITY)
+        return steps.pack(draft, between if packs == "what lies between" else floats, codes=False, bits=1, groups=1)
+
+    pooled = torch.nn.functional.max_pool2d(x, 2)
+    wanted = ops.pack_uniform(-pooled if packs == "what lies between" else pooled, 0.0, 0.0, 1, 1)
+    assert torch.equal(run(build, x), wanted)
+
+
+def test_pixels_that_are_packed_as_channels_are_packed_by_a_call_of_their_own():
+    """Of one channel the memory of an image is that of rows: the same tensor by another name."""
+    draft = Draft()
+    value = draft.value((3, 1, 8, 8), channels_last=True)
+    floats = draft.plain(steps.pool(draft, value, HALVING, largest=True))
+    rows = dataclasses.replace(floats, shape=(1, 16, 3, 1), channels_last=True)
+    packed = steps.pack(draft, rows, codes=False, bits=2, groups=1, low=-1.0, inverse_step=2.0)
+    x = torch.randn(3, 1, 8, 8)
+
+    (seen,) = draft.finish([value], [packed]).run([x])
+
+    as_rows = torch.nn.functional.max_pool2d(x, 2).reshape(1, 1, 3, 16).permute(0, 3, 2, 1)
+    assert torch.equal(seen, ops.pack_uniform(as_rows, -1.0, 2.0, 2, 1))
+
+
+def test_an_image_too_small_to_be_pooled_is_refused():
+    draft = Draft()
+    with pytest.raises(ModelError, match="cannot pool an image of 3x3"):
+        steps.pool(draft, draft.value((1, 8, 3, 3)), (4, 4, 4, 4, 0, 0, 1, 1), largest=True)
 
 
 def test_a_problem_that_only_the_reference_runs_is_no_step():

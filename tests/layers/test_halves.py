@@ -11,6 +11,7 @@ from torch import nn
 
 import binarize
 from binarize.errors import ExportError, ModelError
+from binarize.layers.geometry import Geometry
 from binarize.layers.packed import PackedConv2d, PackedLinear
 from binarize.layers.packed_layer import PackedLayer
 from binarize.passes.schedule import coverage
@@ -62,6 +63,17 @@ def test_a_convolution_rounds_its_sums_once(drawn, dtype, added, low):
 
     assert torch.equal(narrow(x, residual), wanted.to(dtype))
     assert torch.equal(narrow.float()(x, residual), wanted)  # and nothing was lost
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_residual_that_the_epilogue_cannot_add_is_rounded_once_too(dtype):
+    layer = layer_of(Geometry(8, 40, (3, 3), (1, 1), (1, 1)), -0.5, 0.25)
+    x = torch.randn(2, 8, 9, 9)
+    for residual in (torch.randn(2, 40, 1, 1), torch.randn(2, 40, 9, 9)):
+        layer.crop = (int(residual.shape[-1] > 1), 0)
+        added = residual[:, :, layer.crop[0] :]
+        wanted = layer(x, added)
+        assert torch.equal(copy.deepcopy(layer).to(dtype)(x, added), wanted.to(dtype))
 
 
 @settings(max_examples=10)
@@ -117,6 +129,26 @@ def test_float64_is_refused_and_undone(fast):
     assert torch.equal(fast.float()(IMAGES), wanted)
 
 
+def test_a_network_of_float64_is_not_saved(fast, tmp_path):
+    with pytest.raises(ModelError, match=r"float64, which they cannot; call \.float\(\)"):
+        binarize.save(fast.double(), tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_type_that_nobody_knows_is_refused():
+    config = layer_of(Geometry(8, 8, (3, 3)), 0.0, 1.0).half().config()
+    assert PackedConv2d.from_config(config).dtype == torch.float16
+    with pytest.raises(ModelError, match="gives 'float8'; it gives one of float32, float16, bfloat16"):
+        PackedConv2d.from_config({**config, "dtype": "float8"})
+
+
+def test_layers_that_were_pickled_before_give_float32(fast):
+    layer = next(module for module in fast.modules() if isinstance(module, PackedConv2d)).half()
+    del layer.dtype
+
+    assert layer.dtype == torch.float32
+
+
 def test_a_network_of_16_bits_is_not_exported(fast, tmp_path):
     with pytest.raises(ExportError, match=r"it gives torch\.float16; call \.float\(\)"):
         binarize.export_onnx(fast.half(), tmp_path / "net.onnx", example_inputs=IMAGES.half())
@@ -124,6 +156,8 @@ def test_a_network_of_16_bits_is_not_exported(fast, tmp_path):
 
 
 def test_layers_move_without_their_type(fast):
+    with torch.device("meta"):
+        copy.deepcopy(fast).to("cpu")
     moved = copy.deepcopy(fast).to("meta", torch.float16)
 
     layer = next(module for module in moved.modules() if isinstance(module, PackedConv2d))

@@ -16,18 +16,17 @@ IMAGES = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(1))
 class Net(nn.Module):
     """A stem, and blocks whose sum goes on as floats and packed."""
 
-    def __init__(self, rectify=nn.ReLU, inplace=False):
+    def __init__(self, rectify=nn.ReLU, write=lambda y: y):
         super().__init__()
         self.stem = nn.Conv2d(3, 40, 3, padding=1)
         self.convs = nn.ModuleList(nn.Conv2d(40, 40, 3, padding=1) for _ in range(3))
         self.rectify = nn.ModuleList(rectify() for _ in range(3))
-        self.inplace = inplace
+        self.write = write
 
     def forward(self, x):
         x = self.stem(x)
         for conv, rectify in zip(self.convs, self.rectify, strict=True):
-            y = rectify(conv(x) + x)
-            x = y.add_(1.0) if self.inplace else y
+            x = self.write(rectify(conv(x) + x))
         return x
 
 
@@ -77,8 +76,16 @@ def test_one_kernel_makes_floats_and_what_is_packed_of_them(dtype, route, monkey
     assert len(emulator.launched) == 4
 
 
-def test_what_may_be_written_over_is_packed_by_itself(monkeypatch):
-    fast = packed("encoding:w=2,a=3", inplace=True)
+def through_a_view(y):
+    y[:, :16].mul_(-1.0)
+    return y
+
+
+@pytest.mark.parametrize(
+    "write", [lambda y: y.add_(1.0), through_a_view, lambda y: torch.neg(y, out=y)], ids=["itself", "a view", "out"]
+)
+def test_what_may_be_written_over_is_packed_by_itself(write, monkeypatch):
+    fast = packed("encoding:w=2,a=3", write=write)
     monkeypatch.setenv("BINARIZE_SCHEDULE", "off")
 
     runner = FinishRunner(fast)

@@ -80,7 +80,10 @@ DEVICE void store_planes(const Call& call, const Place& at, float y, int lane) {
 DEVICE float finished(const Call& call, const Place& at, float y) {
   const i64 place = static_cast<i64>(at.pixel) * kChannels + at.channel;
   if (call.residual != nullptr) y = plus(y, read_float(kAdded, call.residual, place));
-  if (kSlopes && !(y > 0.0f)) y = times(call.slope[at.channel], y);
+  if (kSlopes) {
+    y = rounded(kStored, y);  // as by a layer of its own
+    if (!(y > 0.0f)) y = times(call.slope[at.channel], y);
+  }
   y = clamped(call, y);
   return kEpilogue == kValues ? write_float(kStored, call.out, place, y) : y;
 }

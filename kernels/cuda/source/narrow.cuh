@@ -19,10 +19,14 @@ DEVICE float read_float(int type, const void* from, i64 at) {
   return widened(type, static_cast<const u16*>(from)[at]);
 }
 
+DEVICE u16 narrowed(int type, float x) { return type == kFloat16 ? half_of(x) : bfloat16_of(x); }
+
+DEVICE float rounded(int type, float x) { return type == kFloat32 ? x : widened(type, narrowed(type, x)); }
+
 // Returns what would be read again.
 DEVICE float write_float(int type, void* to, i64 at, float x) {
   if (type == kFloat32) return static_cast<float*>(to)[at] = x;
-  const u16 bits = type == kFloat16 ? half_of(x) : bfloat16_of(x);
+  const u16 bits = narrowed(type, x);
   static_cast<u16*>(to)[at] = bits;
   return widened(type, bits);
 }
