@@ -5,7 +5,8 @@
     python benchmarks/onnx_sweep.py results.jsonl --only resnet18 --scheme pa-net:m=4,n=5 --scheme group-net:k=2
     python benchmarks/onnx_sweep.py results.jsonl --table docs/onnx_sweep.md
 
-    SWEEP_GIB=22 python benchmarks/onnx_sweep.py results.jsonl --only vit_h_14  # address space of a row, else 14
+    SWEEP_GIB=64 python benchmarks/onnx_sweep.py results.jsonl --only regnet_y_128gf  # address space of a row, else 14
+    SWEEP_BODIES=off python benchmarks/onnx_sweep.py results.jsonl --only vit_h_14  # with our library alone
 
 Random weights, small inputs, one process per row so that memory is given back. By default the schemes are those of
 `torchvision_sweep.py`. A model that was captured by parts is exported part by part, each on what it received. With our
@@ -60,8 +61,8 @@ def check(name: str, scheme: str) -> dict[str, Any]:
         "graphs": len(files),
         "nodes": sum(file["nodes"] for file in files),
         "bytes": sum(file["bytes"] for file in files),
-        **{key: max(file[key] for file in files) for key in ("library", "bodies")},
-        **{f"{key}_same": min(file[f"{key}_same"] for file in files) for key in ("library", "bodies")},
+        **{key: max(file[key] for file in files) for key in ("library", "bodies") if key in files[0]},
+        **{key: min(file[key] for file in files) for key in ("library_same", "bodies_same") if key in files[0]},
         **{key: max(file.get(key, 0.0) for file in files) for key in ("library_layer", "bodies_layer")},
         "seconds": round(time.perf_counter() - begun, 1),
     }
@@ -132,6 +133,8 @@ def compare(net: Any, args: tuple[Any, ...], folder: Path) -> dict[str, Any]:
         "nodes": sum(node.op_type.startswith("Packed") for node in model.graph.node),
     }
     ways = {"bodies": (path, None), "library": (folder / "bare.onnx", binarize.onnxruntime_library())}
+    if os.environ.get("SWEEP_BODIES") == "off":
+        del ways["bodies"]
     for way, (file, library) in ways.items():
         got = run(file, args, library)
         found[way] = max(far(torch.from_numpy(a), b) for a, b in zip(got, wanted, strict=True))
@@ -195,12 +198,14 @@ def line(row: dict[str, Any]) -> str:
         return f"{start} failed: {row['error']} | | | | | | |"
     if row["layers"] == 0:
         return f"{start} nothing to convert | | | | | | |"
-    shares = " | ".join(f"{row[f'{key}_same']:.0%}" for key in ("library", "bodies"))
+    shares = " | ".join(f"{row[f'{key}_same']:.0%}" if f"{key}_same" in row else "" for key in ("library", "bodies"))
     figures = f"{difference(row, 'library')} | {difference(row, 'bodies')} | {shares}"
     return f"{start} {row['graphs']} | {row['nodes']} | {row['bytes'] / 1e6:.1f} | {figures} |"
 
 
 def difference(row: dict[str, Any], way: str) -> str:
+    if way not in row:
+        return "not run"
     layer = row.get(f"{way}_layer", 0.0)
     return f"{row[way]:.1e}" + (f" ({layer:.1e})" if layer else "")
 
