@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from binarize.evaluate import evaluate
     from binarize.export.library import onnxruntime_library
     from binarize.export.onnx import export_onnx
+    from binarize.export.openvino import export_openvino
     from binarize.finetune import Losses, Settings, finetune
     from binarize.passes.pack import pack
     from binarize.recipe import Recipe
@@ -31,6 +32,7 @@ _HOMES = {
     "convert": "binarize.convert",
     "evaluate": "binarize.evaluate",
     "export_onnx": "binarize.export.onnx",
+    "export_openvino": "binarize.export.openvino",
     "finetune": "binarize.finetune",
     "load": "binarize.artifact",
     "load_data": "binarize.data",
@@ -51,6 +53,7 @@ __all__ = [
     "convert",
     "evaluate",
     "export_onnx",
+    "export_openvino",
     "finetune",
     "load",
     "load_data",

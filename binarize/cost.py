@@ -24,6 +24,7 @@ from binarize.errors import ModelError
 from binarize.layers.binary import BinaryConv2d, BinaryLayer, BinaryLinear
 from binarize.layers.binary_nd import BinaryConvNd
 from binarize.layers.branches import branch_groups
+from binarize.layers.halves import as_taken
 from binarize.layers.packed import PackedConv2d, PackedLayer, PackedLinear
 from binarize.layers.packed_nd import PackedConvNd
 from binarize.passes.capture import capture
@@ -164,6 +165,7 @@ def example_arguments(model: nn.Module, images: Tensor) -> tuple[Any, ...]:
     Raises:
         ModelError: it takes none of these; the message is about the plain batch.
     """
+    images = as_taken(model, images)
     one = images[:1]
     if _takes(model, (one,)):
         return (images,)

@@ -9,6 +9,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from binarize.errors import DataError, ModelError
+from binarize.layers.halves import as_taken
 from binarize.scenes import VOID
 
 __all__ = [
@@ -274,6 +275,8 @@ def _shared(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[i
 
 def run_on(network: nn.Module, images: Any) -> Any:
     """Return what ``network`` gives for a batch, or raise `ModelError` if its images do not fit."""
+    if isinstance(images, Tensor):
+        images = as_taken(network, images)
     try:
         return network(images)
     except (RuntimeError, TypeError, AttributeError) as error:  # what torch raises for inputs that do not fit

@@ -28,7 +28,10 @@ def open_session(net: Path, library: str | None, threads: int) -> onnxruntime.In
     options.log_severity_level = 3
     if library is not None:
         options.register_custom_ops_library(library)
-    return onnxruntime.InferenceSession(str(net), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(str(net), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises a class of its own for each kind of failure
+        raise SystemExit(f"cannot open {net}: {str(error).strip().splitlines()[0]}") from None
 
 
 def images_of(file: Path, mean: list[float], std: list[float], count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,6 +76,8 @@ def main(words: list[str] | None = None) -> None:
     given = parser.parse_args(words)
     count, turns = (8, 3) if given.tiny else (1000, 50)
 
+    if not given.net.is_file():
+        raise SystemExit(f"cannot run {given.net}: there is no such file")
     ours = open_session(given.net, library_of(given.library), given.threads)
     bodies = open_session(given.net, None, given.threads)
     labels = None

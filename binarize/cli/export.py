@@ -14,9 +14,12 @@ from binarize.cli.output import print_json, print_lines, print_table
 if TYPE_CHECKING:
     from torch import nn
 
-    from binarize.export.check import Agreement
+    from binarize.data import Images
 
 __all__ = ["export"]
+
+LEAST = 18  # opset
+OTHERS = (".xml", ".bin", ".safetensors", ".pt", ".pth", ".pt2")
 
 
 @click.command()
@@ -27,7 +30,9 @@ __all__ = ["export"]
     help="openvino writes OUT.xml and OUT.bin and needs the extra of that name.",
 )  # fmt: skip
 @click.option("--portable", is_flag=True, help="Standard operations only, for runtimes that know no functions.")
-@click.option("--opset", type=click.IntRange(18, 26), default=18, show_default=True, help="Of the standard operations.")
+@click.option(
+    "--opset", type=click.IntRange(LEAST, 26), default=LEAST, show_default=True, help="Of the standard operations."
+)
 @click.option("--dynamic-size", is_flag=True, help="Leave height and width open too.")
 @click.option("--part", metavar="PATH", help="Of a network that was captured by parts: the one to write.")
 @click.option("--check", "data", metavar="SPEC", help="Run the file on these images and compare with NET.")
@@ -62,17 +67,27 @@ def export(
     package, and by this package's kernels with `binarize.onnxruntime_library()`.
     """
     from binarize.cli.writing import require_separate, require_writable
+    from binarize.export.check import compare
     from binarize.export.onnx import export_onnx
     from binarize.export.parts import part_of
+    from binarize.layers.binary import binary_layers
+    from binarize.passes.pack import pack
     from binarize.tables import size
 
     if part is not None and data is not None:
         raise click.UsageError("--check gives images to the whole network; of a --part compare the outputs yourself")
+    if data is None and (mean, std, samples) != (None, None, None):
+        raise click.UsageError("--mean, --std and --samples are for the images of --check; the file holds none of them")
+    if kind == "openvino" and (portable or opset != LEAST):
+        raise click.UsageError("--portable and --opset are for ONNX files; OpenVINO's holds its own operations")
     require_separate([output], (network, arch))
     require_writable(output)
+    _require_suffix(output, kind)
     _require_converted(network)
     subject = open_net(network, arch, trust)
-    net, inputs = (subject.net, None) if part is None else part_of(subject.net, part)
+    whole = pack(subject.net) if any(True for _ in binary_layers(subject.net)) else subject.net
+    images = None if data is None else _images(whole, data, mean, std, channels, samples)
+    net, inputs = (whole, None) if part is None else part_of(whole, part)
     if kind == "openvino":
         from binarize.export.openvino import export_openvino
 
@@ -82,16 +97,20 @@ def export(
             net, output, example_inputs=inputs, opset=opset, dynamic_size=dynamic_size, portable=portable
         )  # fmt: skip
     written = output.stat().st_size + _weights_of(output, kind)
-    found = [] if data is None else _compare(subject.net, output, kind, portable, data, mean, std, channels, samples)
+    if not as_json:
+        print_lines([f"wrote {output} ({size(written)})"])
+    form = "openvino" if kind == "openvino" else "plain" if portable else "functions"
+    found = [] if images is None else compare(whole, output, images, form=form)
     if as_json:
         more = {"check": [asdict(row) for row in found]} if found else {}
         print_json({"output": str(output), "bytes": written, **more})
-        return
-    print_lines([f"wrote {output} ({size(written)})"])
-    if found:
-        rows = [(row.runtime, f"{row.agreed:.2%}", f"{row.largest:.3g} of {row.scale:.3g}") for row in found]
+    elif found:
+        rows = [
+            (row.runtime, f"{row.agreed:.2%}", f"{row.close:.2%}", f"{row.largest:.3g} of {row.scale:.3g}")
+            for row in found
+        ]
         title = f"compared with {subject.title} on {found[0].samples} images"
-        print_table(title, ("runtime", "decisions agreed", "largest difference"), rows)
+        print_table(title, ("runtime", "decisions agreed", "images within 0.1 %", "largest difference"), rows)
 
 
 def _require_converted(network: str) -> None:
@@ -108,28 +127,31 @@ def _require_converted(network: str) -> None:
         )
 
 
+def _require_suffix(output: Path, kind: str) -> None:
+    """Refuse a name that says another kind of file."""
+    from binarize.errors import ExportError
+
+    if kind == "onnx" and output.suffix.lower() in OTHERS:
+        remedy = "add --format openvino" if output.suffix.lower() == ".xml" else "end its name in .onnx"
+        raise ExportError(f"cannot write ONNX to {output}: its name says another kind of file; {remedy}")
+
+
 def _weights_of(output: Path, kind: str) -> int:
     return output.with_suffix(".bin").stat().st_size if kind == "openvino" else 0
 
 
-def _compare(
+def _images(
     net: "nn.Module",
-    output: Path,
-    kind: str,
-    portable: bool,
     data: str,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     channels: str,
     samples: int | None,
-) -> "list[Agreement]":
+) -> "Images":
+    """Open the images to check with, before anything is written."""
     from binarize.data import DataSpec, load_data
-    from binarize.export.check import compare
     from binarize.record import record_of
 
     spec = DataSpec.parse(data)
     shape = record_of(net).input_shape if spec.kind == "imagefolder" else None
-    images = load_data(
-        spec, mean=mean, std=std, channels=channels, input_shape=shape, batch_size=64, limit=samples
-    )  # fmt: skip
-    return compare(net, output, images, form="openvino" if kind == "openvino" else "plain" if portable else "functions")
+    return load_data(spec, mean=mean, std=std, channels=channels, input_shape=shape, batch_size=64, limit=samples)

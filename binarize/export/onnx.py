@@ -98,7 +98,7 @@ def _require_exportable(net: nn.Module, record: Record | None, opset: int) -> No
         raise ExportError(f"cannot export {name} to ONNX: it has no packed layers; run convert and pack first")
     narrow = {layer.dtype for _, layer in packed_layers(net)} - {torch.float32}
     if narrow:
-        raise ExportError(f"cannot export {name} to ONNX: it gives {narrow.pop()}; call .float() and export that")
+        raise ExportError(f"cannot export {name} to ONNX: it gives {narrow.pop()}; export the network it was made from")
     parts = [path for path, _ in graphs_of(net)]
     if record is not None and "" not in record.parts:
         why = next(iter(record.uncaptured.values()), "it could not be traced")

@@ -6,9 +6,17 @@ Scales, biases and thresholds are few, and whole sums are too large for 16 bits:
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["dtype_after", "keeping_types"]
+from binarize.kernels.finish import FLOATS
+
+__all__ = ["as_taken", "dtype_after", "keeping_types"]
+
+
+def as_taken(network: nn.Module, images: Tensor) -> Tensor:
+    """Return float32 images in the type of a network's float layers, where that is float16 or bfloat16."""
+    found = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    return images.to(found) if images.dtype == torch.float32 and found in FLOATS else images
 
 
 def dtype_after(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:

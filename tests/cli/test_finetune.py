@@ -39,6 +39,13 @@ def test_a_network_is_trained_packed_and_measured(desk, trainable, tmp_path):
     assert '<polyline points="0.0,' in (tmp_path / "page.html").read_text()
 
 
+def test_what_holds_latent_weights_is_packed_where_it_is_exported(desk, trainable, tmp_path):
+    found = run_json("export", trainable, "-o", tmp_path / "net.onnx", "--check", desk.data)
+
+    assert all(row["agreed"] >= 0.9 for row in found["check"])
+    assert found["bytes"] < trainable.stat().st_size
+
+
 def test_what_validation_found_is_said_where_no_bar_is_drawn(desk, trainable, tmp_path):
     words = "--data", desk.data, "--val", desk.data, "--epochs", 1
     result = run("finetune", trainable, "-o", tmp_path / "out.safetensors", *words)

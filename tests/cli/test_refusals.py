@@ -128,6 +128,27 @@ def test_an_onnx_file_where_a_network_is_wanted(words, tmp_path):
     assert "it is an ONNX file" in refused(words[0], tmp_path / "net.onnx", *words[1:])
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("net.xml", "add --format openvino"), ("net.safetensors", "end its name")]
+)
+def test_an_onnx_file_under_the_name_of_another_kind(name, remedy, desk, tmp_path):
+    assert remedy in refused("export", desk.net, "-o", tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_images_to_check_with_that_cannot_be_read_leave_no_file(desk, tmp_path):
+    assert "nowhere.npz" in refused("export", desk.net, "-o", tmp_path / "net.onnx", "--check", "npz:nowhere.npz")
+    assert not (tmp_path / "net.onnx").exists()
+
+
+@pytest.mark.parametrize("words", [("--mean", "0.5"), ("--samples", 3), ("--format", "openvino", "--opset", 19)])
+def test_options_that_would_do_nothing_are_usage_errors(words, desk, tmp_path):
+    result = run("export", desk.net, "-o", tmp_path / "net.xml", *words)
+
+    assert result.exit_code == 2
+    assert "--check" in result.stderr or "OpenVINO's" in result.stderr
+
+
 def test_python_code_where_a_model_or_its_builder_is_wanted(desk, old, tmp_path):
     code = Path(desk.factory.rpartition(":")[0])
 

@@ -12,6 +12,7 @@ from torch import nn
 import binarize
 from binarize.errors import ExportError, ModelError
 from binarize.layers.geometry import Geometry
+from binarize.layers.halves import as_taken
 from binarize.layers.packed import PackedConv2d, PackedLinear
 from binarize.layers.packed_layer import PackedLayer
 from binarize.passes.schedule import coverage
@@ -121,6 +122,17 @@ def test_a_network_computes_its_stream_in_16_bits_and_is_kept_so(fast, dtype, tm
     assert any(why == f"it gives {str(dtype).removeprefix('torch.')}" for why in reasons.values())
 
 
+def test_images_are_given_to_a_network_of_16_bits_in_its_type(fast, tmp_path):
+    binarize.save(fast.half(), tmp_path / "net.safetensors")
+    narrow = binarize.load(tmp_path / "net.safetensors")
+
+    found = binarize.evaluate(narrow, [(IMAGES, torch.tensor([0, 1]))], teacher=fast)
+
+    assert found.agreement == 1.0
+    assert binarize.summary(narrow).totals.converted == 2
+    assert torch.equal(as_taken(nn.Conv2d(3, 3, 1).double(), IMAGES), IMAGES)  # which says itself what it takes
+
+
 def test_float64_is_refused_and_undone(fast):
     wanted = fast(IMAGES)
     with pytest.raises(ModelError, match=r"no float64: call \.float\(\)"):
@@ -150,7 +162,7 @@ def test_layers_that_were_pickled_before_give_float32(fast):
 
 
 def test_a_network_of_16_bits_is_not_exported(fast, tmp_path):
-    with pytest.raises(ExportError, match=r"it gives torch\.float16; call \.float\(\)"):
+    with pytest.raises(ExportError, match=r"it gives torch\.float16; export the network it was made from"):
         binarize.export_onnx(fast.half(), tmp_path / "net.onnx", example_inputs=IMAGES.half())
     assert not list(tmp_path.iterdir())
 
