@@ -177,8 +177,7 @@ def table(results: list[dict[str, Any]]) -> str:
         "network of random weights carries to its outputs and enlarges on the way. Where a difference is",
         f"above {ENLARGED}, or a decision another, the figure in brackets is the largest of any packed layer or output",
         "when each layer is given what the file computed before it. A model that is captured by parts is exported part",
-        "by part. The bodies of vit_h_14 were not run: with 632 million weights ONNX Runtime takes more than 20 GB to "
-        "unfold them.",
+        "by part. The bodies of vit_h_14, 632 million weights, were not run: a machine of 24 GB killed the process.",
         "Made by `python benchmarks/onnx_sweep.py`.",
         "",
     ]
