@@ -117,8 +117,9 @@ class Table:
 
     def row(self, scheme: str, model: nn.Module) -> None:
         """Convert, fine-tune and pack by one scheme."""
-        masks = "-masks" if self.given.learn == "masks" else ""
-        name = "".join(letter if letter.isalnum() else "-" for letter in scheme) + self.head + masks
+        ways = [self.given.learn] if self.given.learn != "teacher" else []
+        words = "-".join([scheme, *ways, *(self.given.stage or [])])
+        name = "".join(letter if letter.isalnum() else "-" for letter in words) + self.head
         net = binarize.convert(model, scheme=scheme, data=self.plain)
         found = {"converted": binarize.evaluate(net, self.test).miou}
         by: dict[str, Any] = {"teacher": model}
@@ -126,6 +127,7 @@ class Table:
             by = {"loss_fn": segmentation_loss(None, labels=1.0)}
         history = binarize.finetune(
             net.to(self.given.device), self.data, **by, epochs=self.given.epochs,
+            stages=tuple(self.given.stage) if self.given.stage else None,
             checkpoint=self.folder / name, resume=True,
         )  # fmt: skip
         if history.stopped:
@@ -160,6 +162,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--pyramid", type=shape, default=(1, 6, 12), help="dilations of the head's convolutions")
     parser.add_argument("--learn", choices=("teacher", "masks"), default="teacher", help="what fine-tuning goes by")
+    parser.add_argument("--stage", action="append", help="tanh:epochs=6, then binary, say; repeatable, in order")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--limit", type=int)
