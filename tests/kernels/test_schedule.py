@@ -279,11 +279,27 @@ def test_what_lies_between_a_pooling_and_its_packing_keeps_them_apart(packs):
     def build(draft, value):
         floats = steps.pool(draft, value, HALVING, largest=True)
         between = draft.channelwise(floats, -torch.ones(8), torch.zeros(8), None, -INFINITY, INFINITY)
-        return steps.pack(draft, between if packs == "what lies between" else floats, codes=False, bits=1, groups=1)
+        chosen = between if packs == "what lies between" else floats
+        return steps.pack(draft, chosen, codes=False, bits=1, groups=1, low=0.0, inverse_step=1.0)
 
     pooled = torch.nn.functional.max_pool2d(x, 2)
-    wanted = ops.pack_uniform(-pooled if packs == "what lies between" else pooled, 0.0, 0.0, 1, 1)
+    wanted = ops.pack_uniform(-pooled if packs == "what lies between" else pooled, 0.0, 1.0, 1, 1)
     assert torch.equal(run(build, x), wanted)
+
+
+def test_what_is_made_between_a_pooling_and_its_packing_is_still_made():
+    x = torch.randn(1, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    draft = Draft()
+    value = draft.value(x.shape, channels_last=True)
+    floats = steps.pool(draft, value, HALVING, largest=True)
+    between = draft.channelwise(floats, -torch.ones(8), torch.zeros(8), None, -INFINITY, INFINITY)
+    packed = steps.pack(draft, floats, codes=False, bits=1, groups=1, low=0.0, inverse_step=1.0)
+
+    seen, planes = draft.finish([value], [between, packed]).run([x])
+
+    pooled = torch.nn.functional.max_pool2d(x, 2)
+    assert torch.equal(seen, -pooled)
+    assert torch.equal(planes, ops.pack_uniform(pooled, 0.0, 1.0, 1, 1))
 
 
 def test_pixels_that_are_packed_as_channels_are_packed_by_a_call_of_their_own():

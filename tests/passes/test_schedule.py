@@ -274,6 +274,7 @@ def test_hooks_and_gradients_see_every_layer():
             {k: v * 2 if v.is_floating_point() else v for k, v in net.state_dict().items()}
         ),
         lambda net: setattr(net, "head", nn.Linear(9, 5)),
+        lambda net: setattr(net.get_submodule("head").weight, "data", net.get_submodule("head").weight * 2),
         lambda net: setattr(net.get_submodule("d"), "maximum", 0.0),
         lambda net: setattr(net.get_submodule("drop"), "training", True),
     ],
