@@ -12,10 +12,15 @@ from binarize.kernels.problem import Conv2dProblem
 if TYPE_CHECKING:
     from binarize.kernels.dispatch import Kernels
 
-__all__ = ["FLOATS", "Finish", "Packing", "finished"]
+__all__ = ["FLOATS", "Finish", "Packing", "finished", "name_of"]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """Types that floats may be stored in; sums are always made in the first."""
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return the name of a type without its package: ``float16``."""
+    return str(dtype).removeprefix("torch.")
 
 
 @final

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from binarize.kernels import steps
+from binarize.kernels.finish import name_of
 from binarize.layers.branches import Branches
 from binarize.layers.geometry import problem_of
 from binarize.layers.packed import PackActivation, PackedConv2d, PackedLinear
@@ -142,7 +143,7 @@ def _packed_linear(gm: fx.GraphModule, node: fx.Node, layer: PackedLinear) -> Op
 
 def _if_compiled(layer: PackedConv2d | PackedLinear) -> str | None:
     if layer.dtype != torch.float32:
-        return f"it gives {str(layer.dtype).removeprefix('torch.')}"
+        return f"it gives {name_of(layer.dtype)}"
     return steps.why_not_conv2d(problem_of(layer.geometry, layer.activation.route))
 
 

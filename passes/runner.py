@@ -63,6 +63,11 @@ class Runner(abc.ABC):
         """Files hold none."""
         return type(None), ()
 
+    @staticmethod
+    @abc.abstractmethod
+    def missing() -> str | None:
+        """Return why no graph is run so on this machine, or None."""
+
     @abc.abstractmethod
     def _cut(self) -> "Iterator[Item | fx.Node]":
         """Yield what is run, in order; tell in `reasons` why single nodes are."""

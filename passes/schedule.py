@@ -29,18 +29,16 @@ __all__ = ["Coverage", "ScheduledGraph", "coverage", "schedule", "why_not"]
 _VARIABLE = "BINARIZE_SCHEDULE"
 
 
-def why_not(kind: "type[Runner] | None" = None) -> str | None:
-    """Return why nothing is scheduled here, or None."""
-    if os.environ.get(_VARIABLE) == "off":
-        return f"{_VARIABLE}=off"
-    return None if kind is FinishRunner else why_not_compiled()
-
-
 @final
 class StretchRunner(Runner):
     """A graph cut into stretches and single nodes."""
 
     device = "cpu"
+
+    @staticmethod
+    def missing() -> str | None:
+        """Return why no native call runs here, or None."""
+        return why_not_compiled()
 
     def _cut(self) -> Iterator[Item | fx.Node]:
         run: list[Operation] = []
@@ -65,6 +63,11 @@ class StretchRunner(Runner):
         inside = {operation.node for operation in run}
         live = {node for node in inside if any(user not in inside for user in node.users)}
         return [Stretch(run, live)]
+
+
+def why_not(kind: type[Runner] = StretchRunner) -> str | None:
+    """Return why nothing is scheduled here, or None."""
+    return f"{_VARIABLE}=off" if os.environ.get(_VARIABLE) == "off" else kind.missing()
 
 
 class ScheduledGraph(fx.GraphModule):

@@ -94,9 +94,11 @@ class PackedConv2d(PackedLayer):
         Returns:
             None where the epilogue cannot add the residual: `forward` can.
         """
+        if any(self.crop):
+            return None
         if x.is_floating_point():
             x = self.activation(self._padded(x))
-        if any(self.crop) or (residual is not None and not self._takes(x, residual)):
+        if residual is not None and not self._takes(x, residual):
             return None
         if slope is not None:
             slope = slope.detach().float().expand(self.geometry.out_channels)

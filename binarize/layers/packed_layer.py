@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from binarize.errors import ModelError
 from binarize.kernels import codes, format
-from binarize.kernels.finish import FLOATS
+from binarize.kernels.finish import FLOATS, name_of
 from binarize.layers.borders import axis_classes
 from binarize.layers.geometry import Geometry
 from binarize.layers.gpu_routes import GpuRoutes
@@ -239,7 +239,7 @@ class PackedLayer(nn.Module, abc.ABC):
             "weight_spec": self.weight_spec,
             "minimum": None if self.minimum == -float("inf") else self.minimum,
             "maximum": None if self.maximum == float("inf") else self.maximum,
-            **({} if self.dtype == torch.float32 else {"dtype": _name_of(self.dtype)}),
+            **({} if self.dtype == torch.float32 else {"dtype": _saved_name(self.dtype)}),
         }
 
     @final
@@ -255,15 +255,15 @@ class PackedLayer(nn.Module, abc.ABC):
         return f"{geometry.channels}, {geometry.out_channels}, kernel={geometry.kernel}, scheme={self.weight_spec!r}"
 
 
-def _name_of(dtype: torch.dtype) -> str:
-    name = str(dtype).removeprefix("torch.")
+def _saved_name(dtype: torch.dtype) -> str:
     if dtype not in FLOATS:
-        raise ModelError(f"cannot save packed layers that are to give {name}, which they cannot; call .float()")
-    return name
+        what = f"cannot save packed layers that are to give {name_of(dtype)}, which they cannot"
+        raise ModelError(f"{what}; call .float()")
+    return name_of(dtype)
 
 
 def _dtype_of(name: object) -> torch.dtype:
-    known = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+    known = {name_of(dtype): dtype for dtype in FLOATS}
     if name not in known:
         raise ModelError(f"cannot build a packed layer that gives {name!r}; it gives one of {', '.join(known)}")
     return known[str(name)]

@@ -13,11 +13,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from binarize.errors import ModelError, NoKernelError
 from binarize.kernels.codes import depth
 from binarize.kernels.cuda.call import Call, PackCall, address
-from binarize.kernels.cuda.outputs import Affine, Fields, Outputs, beside, code_fields, type_name, type_of
+from binarize.kernels.cuda.outputs import Affine, Fields, Outputs, beside, code_fields, new_codes, type_of
 from binarize.kernels.cuda.specialise import Epilogue, Specialised, Tile, convolution, packing
 from binarize.kernels.cuda.tiles import Gpu, forced_kind, why_not_tensor
 from binarize.kernels.cuda.tune import Trial, Tuner
-from binarize.kernels.finish import Finish
+from binarize.kernels.finish import Finish, name_of
 from binarize.kernels.format import words
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 
@@ -155,7 +155,7 @@ class CudaKernels:
         out = torch.empty(size, device=x.device, dtype=finish.dtype, memory_format=torch.channels_last)
         affine = self._affine(scale, bias, row_class, column_class, residual, minimum, maximum)
         found = beside(problem, x, (n, oh, ow), finish.packing)
-        stored, added, slopes = type_name(finish.dtype), type_of(affine.residual), finish.slope is not None
+        stored, added, slopes = name_of(finish.dtype), type_of(affine.residual), finish.slope is not None
         epilogue = dataclasses.replace(found.epilogue, dtype=stored, added=added, slopes=slopes)
         fields = affine.fields | found.fields | {"slope": address(finish.slope)}
         self._run(problem, x, weight, Outputs(epilogue, out, fields))
@@ -179,10 +179,7 @@ class CudaKernels:
         code: UniformCode,
     ) -> Tensor:
         """See `binarize.kernels.reference.conv2d_codes`."""
-        per_group = problem.out_channels // code.groups
-        full = depth(per_group)
-        make = x.new_empty if full == per_group else x.new_zeros
-        out = make((*self._size(problem, x), code.groups, 1, full), dtype=torch.uint8)
+        out = new_codes(x, self._size(problem, x), problem.out_channels, code.groups)
         affine = self._affine(scale, bias, row_class, column_class, residual, minimum, maximum)
         fields = affine.fields | code_fields(code, problem.out_channels)
         self._run(problem, x, weight, Outputs(Epilogue("codes", added=type_of(affine.residual)), out, fields))
@@ -313,7 +310,7 @@ class CudaKernels:
             pixels=h * w, channels=c, groups=groups, planes=planes, words=strip, low=low, inverse_step=inverse_step,
             top=float(2**planes - 1), shared_thresholds=int(thresholds is not None and thresholds.shape[1] == 1),
         )  # fmt: skip
-        kernel = packing(thresholds is not None, codes, channels_last, type_name(x.dtype))
+        kernel = packing(thresholds is not None, codes, channels_last, name_of(x.dtype))
         self.launcher.launch(kernel, call, n * image_blocks, _PACK_THREADS, 0)
         return out
 

@@ -1,6 +1,7 @@
 """Where the results of a convolution go on a GPU, and what is packed beside its floats: fields of `Call`."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -9,11 +10,11 @@ from torch import Tensor
 from binarize.kernels.codes import depth
 from binarize.kernels.cuda.call import address
 from binarize.kernels.cuda.specialise import Epilogue
-from binarize.kernels.finish import Packing
+from binarize.kernels.finish import Packing, name_of
 from binarize.kernels.format import words
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 
-__all__ = ["Affine", "Beside", "Fields", "Outputs", "beside", "code_fields", "type_name", "type_of"]
+__all__ = ["Affine", "Beside", "Fields", "Outputs", "beside", "code_fields", "new_codes", "type_of"]
 
 Fields = dict[str, int | float | None]
 
@@ -47,14 +48,9 @@ class Outputs:
     fields: Fields
 
 
-def type_name(dtype: torch.dtype) -> str:
-    """Return the name of a type, as in `binarize.kernels.cuda.specialise.FLOAT_TYPES`."""
-    return str(dtype).removeprefix("torch.")
-
-
 def type_of(x: Tensor | None) -> str:
     """Return the name of a tensor's type, float32 where there is none."""
-    return "float32" if x is None else type_name(x.dtype)
+    return "float32" if x is None else name_of(x.dtype)
 
 
 def code_fields(code: UniformCode, channels: int) -> Fields:
@@ -66,6 +62,13 @@ def code_fields(code: UniformCode, channels: int) -> Fields:
     }  # fmt: skip
 
 
+def new_codes(x: Tensor, size: Sequence[int], channels: int, groups: int) -> Tensor:
+    """Return a tensor for codes of ``size`` pixels, on the device of ``x``; what fills up a group is 0."""
+    per_group = channels // groups
+    full = depth(per_group)
+    return (x.new_empty if full == per_group else x.new_zeros)((*size, groups, 1, full), dtype=torch.uint8)
+
+
 def beside(problem: Conv2dProblem, x: Tensor, size: tuple[int, ...], packing: Packing | None) -> Beside:
     """Return how an epilogue packs beside the floats, nothing where it cannot: a kernel of its own packs then."""
     plain = Beside(Epilogue("values"), None, {})
@@ -75,9 +78,7 @@ def beside(problem: Conv2dProblem, x: Tensor, size: tuple[int, ...], packing: Pa
     if packing.codes:
         if thresholds is not None:  # a code each
             return plain
-        full = depth(outputs // packing.groups)
-        make = x.new_empty if full * packing.groups == outputs else x.new_zeros
-        out = make((*size, packing.groups, 1, full), dtype=torch.uint8)
+        out = new_codes(x, size, outputs, packing.groups)
         code = UniformCode(packing.low, packing.inverse_step, packing.bits, packing.groups)
         fields = code_fields(code, outputs)
         return Beside(Epilogue("values", codes=True), out, fields | {"also": address(out)})

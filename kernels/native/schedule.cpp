@@ -67,13 +67,31 @@ Step pool_step(int level, const Pool& fixed, Place x, Place out) {
   });
 }
 
+// A pass over memory in as many parts as it is worth; `run(first, last)` takes some of the `count` numbers or pixels.
+template <class Run>
+void share_out(int64_t count, int64_t floats_each, int threads, const Run& run) {
+  struct Pass {
+    int64_t count;
+    const Run& run;
+  };
+  const Pass pass{count, run};
+  const bool few = threads < 2 || count * floats_each < kFewest;
+  run_parts(
+      few ? 1 : threads,
+      [](const void* context, int part, int parts) {
+        const Pass& p = *static_cast<const Pass*>(context);
+        p.run(p.count * part / parts, p.count * (part + 1) / parts);
+      },
+      &pass);
+}
+
 // Rows of the output at a time: what was pooled is packed while a core still holds it.
 struct PoolPack {
   Pool pool;
   Pack pack;
   int dense, level;
   int64_t rows;
-  mutable std::atomic<Status> status{Status::ok};
+  std::atomic<Status> status{Status::ok};
 
   int64_t bands() const { return (pool.out_h + rows - 1) / rows; }  // of an image
 };
@@ -97,15 +115,6 @@ Status pool_and_pack(const PoolPack& call, int64_t image, int64_t first) {
   return status == Status::ok ? kLevels[call.level].pack(pack) : status;
 }
 
-void pool_pack_part(const void* context, int part, int parts) {
-  const PoolPack& call = *static_cast<const PoolPack*>(context);
-  const int64_t bands = call.bands(), all = bands * call.pool.n;
-  for (int64_t band = all * part / parts; band < all * (part + 1) / parts; ++band) {
-    const Status status = pool_and_pack(call, band / bands, band % bands * call.rows);
-    if (status != Status::ok) call.status = status;
-  }
-}
-
 Step pool_pack_step(int dense, const Pool& pool, int level, const Pack& pack, bool codes, Place x, Place out,
                     Place packed) {
   constexpr int64_t kNear = 4096;  // floats that the nearest cache holds
@@ -117,29 +126,15 @@ Step pool_pack_step(int dense, const Pool& pool, int level, const Pack& pack, bo
     call.pack.out = codes ? nullptr : frame.at<uint32_t>(packed);
     call.pack.codes = codes ? frame.at<uint8_t>(packed) : nullptr;
     call.pool.threads = call.pack.threads = 1;
-    const int64_t bands = pool.n * call.bands();
-    const bool few = pool.n * pool.out_h * row < kFewest || frame.threads < 2;
-    run_parts(few ? 1 : static_cast<int>(bands < frame.threads ? bands : frame.threads), pool_pack_part, &call);
+    const int64_t bands = call.bands();
+    share_out(bands * pool.n, rows * row, frame.threads, [&](int64_t first, int64_t last) {
+      for (int64_t band = first; band < last; ++band) {
+        const Status status = pool_and_pack(call, band / bands, band % bands * rows);
+        if (status != Status::ok) call.status = status;
+      }
+    });
     return call.status.load();
   };
-}
-
-// A pass over memory in as many parts as it is worth; `run(first, last)` takes some of the `count` numbers or pixels.
-template <class Run>
-void share_out(int64_t count, int64_t floats_each, int threads, const Run& run) {
-  struct Pass {
-    int64_t count;
-    const Run& run;
-  };
-  const Pass pass{count, run};
-  const bool few = threads < 2 || count * floats_each < kFewest;
-  run_parts(
-      few ? 1 : threads,
-      [](const void* context, int part, int parts) {
-        const Pass& p = *static_cast<const Pass*>(context);
-        p.run(p.count * part / parts, p.count * (part + 1) / parts);
-      },
-      &pass);
 }
 
 Step sum_step(int level, const Sum& fixed, Place a, Place b, Place out) {
