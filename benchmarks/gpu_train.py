@@ -61,6 +61,7 @@ ROWS = (
     Row("xnor", "xnor-net:shift=channel,shortcuts=on"),
     Row("group-5-no-gates", "group-net:k=5,gates=off"),
     Row("layer-5", "group-net:k=5,unit=layer"),
+    Row("one-branch", "xnor-net"),
     Row("encoding-2-labels", "encoding:w=2,a=2", losses=Losses(labels=1.0, logits=0.0)),
 )
 
