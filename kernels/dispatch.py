@@ -1,6 +1,7 @@
 """The table of CPU levels, best first, and the choice between them; the door to the kernels of a GPU.
 
-``BINARIZE_KERNEL=name`` forces one level; `levels` says which run here and why the others do not.
+``BINARIZE_KERNEL=name`` forces one level, ``name,name`` the better of some; `levels` says which run here and why the
+others do not.
 """
 
 import dataclasses
@@ -136,7 +137,8 @@ class Level:
 
 # best first, as in native/levels.inc
 _CPU_LEVELS = (
-    "avx512_vpopcntdq_amd", "avx512_vpopcntdq", "avx512_amx", "avx512_vnni", "avx512bw", "avx2", "neon", "scalar",
+    "avx512_vpopcntdq_amd", "avx512_vpopcntdq", "avx512_amx", "avx512_vnni", "avx512bw", "avx2_vnni", "avx2", "neon",
+    "scalar",
 )  # fmt: skip
 
 
@@ -186,12 +188,14 @@ def kernels_for(x: Tensor, problem: Conv2dProblem | None = None) -> Kernels:
 @functools.lru_cache(maxsize=4096)
 def _choose(problem: Conv2dProblem | None, forced: str | None) -> Kernels:
     known = [level.name for level in LEVELS]
-    if forced is not None and forced not in known:
-        why = f"no such kernel{nearest(forced, known)}; {_VARIABLE} may be one of {', '.join(known)}"
-        raise NoKernelError(problem or "packing", {forced: why})
+    wanted = forced.split(",") if forced is not None else known
+    for name in wanted:
+        if name not in known:
+            why = f"no such kernel{nearest(name, known)}; {_VARIABLE} may be one of {', '.join(known)}"
+            raise NoKernelError(problem or "packing", {name: why})
     reasons = {}
     for level in LEVELS:
-        skipped = f"{_VARIABLE}={forced}" if forced not in (None, level.name) else None
+        skipped = None if level.name in wanted else f"{_VARIABLE}={forced}"
         why_not = skipped or level.why_not(problem)
         if why_not is None:
             return level.kernels

@@ -39,14 +39,19 @@ def why_not_compiled() -> str | None:
 
 
 def dense_level() -> int:
-    """Return the number of the best level of float kernels, or of the one that ``BINARIZE_KERNEL`` comes with."""
+    """Return the number of the best level of float kernels, or of those that ``BINARIZE_KERNEL`` comes with."""
     return _dense_level(os.environ.get("BINARIZE_KERNEL") or "")
 
 
 @functools.lru_cache(maxsize=16)
 def _dense_level(forced: str) -> int:
     rows: list[tuple[str, bool]] = native.dense_levels()
-    here = [index for index, (name, runs) in enumerate(rows) if runs and (not forced or forced.startswith(name))]
+    wanted = tuple(forced.split(","))
+    here = [
+        index
+        for index, (name, runs) in enumerate(rows)
+        if runs and (not forced or any(level.startswith(name) for level in wanted))
+    ]
     return here[0] if here else len(rows) - 1  # scalar
 
 

@@ -28,6 +28,7 @@ WAYS = [
     for route, form in {"popcount": "planes", "int8": "codes"}.items()
     if level.missing is None and form in level.forms and level.name != "reference"
 ]
+WAYS.append(("neon,scalar", "int8"))
 
 
 @pytest.fixture(params=WAYS, ids="-".join)

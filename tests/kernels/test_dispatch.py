@@ -16,7 +16,7 @@ def problem(channels=8, weight_terms=(1,), activation_terms=(1,), kernel=(1, 1),
 
 def test_levels_are_listed_best_first_and_the_reference_always_runs():
     popcounts = ["avx512_vpopcntdq_amd", "avx512_vpopcntdq"]
-    names = [*popcounts, "avx512_amx", "avx512_vnni", "avx512bw", "avx2", "neon", "scalar", "reference"]
+    names = [*popcounts, "avx512_amx", "avx512_vnni", "avx512bw", "avx2_vnni", "avx2", "neon", "scalar", "reference"]
     assert [name for name, _ in levels()] == names
     assert dict(levels())["reference"] is None
 
@@ -40,10 +40,23 @@ def test_the_environment_forces_one_level(monkeypatch, level):
         assert dispatch.choose(problem()) is level.kernels
 
 
-def test_an_unknown_level_is_an_error_that_names_the_known_ones(monkeypatch):
-    monkeypatch.setenv("BINARIZE_KERNEL", "avx3")
+def test_the_environment_may_name_one_level_for_each_form(monkeypatch):
+    here = [level for level in dispatch.LEVELS if level.missing is None]
+    planes = next((level for level in reversed(here) if level.forms == ("planes",)), None)
+    codes = next((level for level in reversed(here) if level.forms == ("codes",)), None)
+    if planes is None or codes is None:
+        pytest.skip("no level of this CPU takes one form only")
+    monkeypatch.setenv("BINARIZE_KERNEL", f"{codes.name},{planes.name}")
 
-    known = "avx512_vpopcntdq_amd, avx512_vpopcntdq, avx512_amx, avx512_vnni, avx512bw, avx2, neon, scalar, reference"
+    assert dispatch.choose(problem()) is planes.kernels
+    assert dispatch.choose(problem(codes=True)) is codes.kernels
+
+
+@pytest.mark.parametrize("names", ["avx3", "scalar,avx3"])
+def test_an_unknown_level_is_an_error_that_names_the_known_ones(monkeypatch, names):
+    monkeypatch.setenv("BINARIZE_KERNEL", names)
+
+    known = ", ".join(name for name, _ in levels())
     with pytest.raises(NoKernelError, match=rf"did you mean 'avx2'.*{known}"):
         dispatch.choose(problem())
 

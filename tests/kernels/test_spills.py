@@ -23,6 +23,7 @@ HOT = {
     "avx512_amx": (r"tdpbusd ", 4),
     "avx512_vnni": (r"vpdpbusd .*zmm", 14),
     "avx512bw": (r"vpshufb .*zmm", 12),
+    "avx2_vnni": (r"(\{vex\} )?vpdpbusd .*ymm", 12),
     "avx2": (r"vpshufb .*ymm", 8),
     "avx2 codes": (r"vpmaddwd .*ymm", 8),
     "float avx512": (r"vfmadd...ps .*zmm", 24),

@@ -2,7 +2,7 @@
 // for 512 products instead of 16.
 #include <immintrin.h>
 
-#include "avx2.h"
+#include "avx2_codes.h"
 #include "carry_save.h"
 #include "conv2d.h"
 #include "pack.h"
@@ -53,72 +53,38 @@ struct Avx2Planes : Avx2 {
   }
 };
 
-// Codes times folded weights, sixteen channels at a time. vpmaddubsw adds two products and saturates at 16 bits, which
-// two products of a code of N bits and a weight of m planes cannot reach while m + N <= 15; wider ones are multiplied
-// as 16-bit numbers, even and odd channels apart.
-template <bool kNarrow>
-struct Avx2Codes : Avx2 {
-  static constexpr int kTile = kNarrow ? 4 : 3;  // a fourth pixel of even and odd weights would spill
-  static constexpr int kVectors = 2;
-  static constexpr double kWordsPerMicrosecond = kNarrow ? 20000 : 10000;
+// vpmaddubsw adds two products and saturates at 16 bits, which two products of a code of N bits and a weight of m
+// planes cannot reach while m + N <= 15.
+struct NarrowProducts {
+  using Weight = __m256i;
+  static constexpr int kTile = 4;
+  static constexpr double kWordsPerMicrosecond = 20000;
 
+  static Weight weight_at(const uint32_t* from) { return load(from); }
+
+  static __m256i add(__m256i sums, __m256i codes, Weight weight) {
+    const __m256i pairs = _mm256_maddubs_epi16(codes, weight);
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+};
+
+// Wider ones are multiplied as 16-bit numbers, even and odd channels apart.
+struct WideProducts {
   struct Weight {
-    __m256i even_or_all, odd;
+    __m256i even, odd;
   };
+  static constexpr int kTile = 3;  // a fourth pixel would spill
+  static constexpr double kWordsPerMicrosecond = 10000;
 
   static Weight weight_at(const uint32_t* from) {
     const __m256i bytes = load(from);
-    if (kNarrow) return {bytes, bytes};
     return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
   }
 
-  static __m256i add_products(__m256i sums, __m256i codes, Weight weight) {
-    if (kNarrow) {
-      const __m256i pairs = _mm256_maddubs_epi16(codes, weight.even_or_all);
-      return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-    }
+  static __m256i add(__m256i sums, __m256i codes, Weight weight) {
     const __m256i even = _mm256_and_si256(codes, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(codes, 8);
-    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(even, weight.even_or_all));
+    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(even, weight.even));
     return _mm256_add_epi32(sums, _mm256_madd_epi16(odd, weight.odd));
-  }
-
-  template <int P>
-  static void count(const Operands& operands, const uint32_t* const* pixels, uint32_t (*counts)[kLanes]) {
-    for (int lane = 0; lane < kLanes; lane += 8 * kVectors) count_lanes<P>(operands, pixels, lane, counts);
-  }
-
-  template <int P>
-  static void count_lanes(const Operands& operands, const uint32_t* const* pixels, int lane,
-                          uint32_t (*counts)[kLanes]) {
-    __m256i sums[P][kVectors];
-#pragma GCC unroll 8
-    for (int pixel = 0; pixel < P; ++pixel)
-#pragma GCC unroll 2
-      for (int vector = 0; vector < kVectors; ++vector) sums[pixel][vector] = _mm256_setzero_si256();
-    for (int index = 0; index < operands.pass_count; ++index) {
-      const Pass& pass = operands.passes[index];
-      const uint32_t* weight = operands.weight + pass.weight + lane;
-      for (int run = 0; run < operands.run_count; ++run) {
-        const uint32_t* codes[P];
-#pragma GCC unroll 8
-        for (int pixel = 0; pixel < P; ++pixel) codes[pixel] = pixels[pixel] + pass.digits + operands.runs[run].offset;
-        const int64_t words = operands.runs[run].words;
-        for (int64_t word = 0; word < words; ++word, weight += kLanes) {
-          const Weight first = weight_at(weight), second = weight_at(weight + 8);
-#pragma GCC unroll 8
-          for (int pixel = 0; pixel < P; ++pixel) {
-            const __m256i four = broadcast(codes[pixel] + word);
-            sums[pixel][0] = add_products(sums[pixel][0], four, first);
-            sums[pixel][1] = add_products(sums[pixel][1], four, second);
-          }
-        }
-      }
-    }
-#pragma GCC unroll 8
-    for (int pixel = 0; pixel < P; ++pixel)
-#pragma GCC unroll 2
-      for (int vector = 0; vector < kVectors; ++vector)
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(counts[pixel] + lane + 8 * vector), sums[pixel][vector]);
   }
 };
 
@@ -131,7 +97,7 @@ inline int most_of(const int* planes, int terms) {
 inline Status run_codes(const Conv2d& call) {
   const Geometry& g = *call.geometry;
   const int bits = most_of(g.weight_planes, g.weight_terms) + most_of(g.activation_planes, g.activation_terms);
-  return bits <= 15 ? conv2d<Avx2Codes<true>>(call) : conv2d<Avx2Codes<false>>(call);
+  return bits <= 15 ? conv2d<Avx2Codes<NarrowProducts>>(call) : conv2d<Avx2Codes<WideProducts>>(call);
 }
 
 }  // namespace

@@ -22,18 +22,25 @@ struct Avx512 {
     return low | high << 16;
   }
 
-  static __m512i codes(const float* x, float low, float inverse_step, float top) {
+  static __m512i sixteen(const float* x, float low, float inverse_step, float top) {
     const __m512 shifted = _mm512_sub_ps(_mm512_loadu_ps(x), _mm512_set1_ps(low));
     const __m512 code = _mm512_add_ps(_mm512_mul_ps(shifted, _mm512_set1_ps(inverse_step)), _mm512_set1_ps(0.5f));
     return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(code, _mm512_setzero_ps()), _mm512_set1_ps(top)));  // NaN: 0
   }
 
   static void encode(const float* x, float low, float inverse_step, float top, int planes, uint32_t* words) {
-    const __m512i first = codes(x, low, inverse_step, top), second = codes(x + 16, low, inverse_step, top);
+    const __m512i first = sixteen(x, low, inverse_step, top), second = sixteen(x + 16, low, inverse_step, top);
     for (int plane = 0; plane < planes; ++plane) {
       const __m512i digit = _mm512_set1_epi32(1 << plane);
       words[plane] = static_cast<uint32_t>(_mm512_test_epi32_mask(first, digit)) |
                      static_cast<uint32_t>(_mm512_test_epi32_mask(second, digit)) << 16;
+    }
+  }
+
+  static void encode_bytes(const float* x, float low, float inverse_step, float top, uint8_t* to) {
+    for (int lane = 0; lane < 32; lane += 16) {
+      const __m128i bytes = _mm512_cvtepi32_epi8(sixteen(x + lane, low, inverse_step, top));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + lane), bytes);
     }
   }
 };

@@ -84,7 +84,7 @@ struct StoreValues {
   void encode(const float* values, int64_t pixel, const Counted& tile) const {
     uint8_t* to = call.codes + pixel * call.code_depth + tile.channel;
     if (tile.lanes == kLanes)
-      encode_uniform(values, kLanes, call.low, call.inverse_step, call.top, to);
+      Level::encode_bytes(values, call.low, call.inverse_step, call.top, to);
     else
       encode_uniform(values, tile.lanes, call.low, call.inverse_step, call.top, to);
   }

@@ -51,6 +51,10 @@ struct Neon {
       words[plane] |= bits_of(masks);
     }
   }
+
+  static void encode_bytes(const float* x, float low, float inverse_step, float top, uint8_t* to) {
+    encode_uniform(x, kLanes, low, inverse_step, top, to);
+  }
 };
 
 inline uint32x4_t widened(uint32x4_t sums, uint8x16_t bytes) { return vpadalq_u16(sums, vpaddlq_u8(bytes)); }

@@ -69,6 +69,10 @@ struct Scalar {
       for (int plane = 0; plane < planes; ++plane) words[plane] |= (code >> plane & 1u) << lane;
     }
   }
+
+  static void encode_bytes(const float* x, float low, float inverse_step, float top, uint8_t* to) {
+    encode_uniform(x, kLanes, low, inverse_step, top, to);
+  }
 };
 
 struct ScalarCodes : Scalar {

@@ -9,6 +9,7 @@
 //                                        popcount(digits & weight bits); of codes, the sum of code * folded weight
 //   at_least(a, b)                       32 comparisons a >= b as one word
 //   encode(x, low, inverse_step, top, planes, words)  digit planes of 32 values
+//   encode_bytes(x, low, inverse_step, top, to)  the codes of 32 values, a byte each
 //   not_below(x, thresholds)             32 comparisons !(x < threshold) as one word
 // The whole of cpu/ stands in anonymous namespaces: each instruction set compiles its own copy, and the linker must
 // never hand the AVX-512 copy to a machine without it. For the same reason no std:: templates are used there.

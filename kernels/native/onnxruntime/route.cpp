@@ -17,10 +17,21 @@ const char* asked(const char* variable) {
   return value == nullptr || *value == '\0' ? nullptr : value;
 }
 
+// Whether a list of names with commas in between has this one; no list has all.
+bool lists(const char* names, const char* name) {
+  if (names == nullptr) return true;
+  const size_t length = strlen(name);
+  for (const char* at = names; at != nullptr; at = strchr(at, ',')) {
+    if (*at == ',') ++at;
+    if (strncmp(at, name, length) == 0 && (at[length] == ',' || at[length] == '\0')) return true;
+  }
+  return false;
+}
+
 const Level* best(bool (*fits)(const Level&)) {
   const char* forced = asked("BINARIZE_KERNEL");
   for (int i = 0; i < kLevelCount; ++i)
-    if ((forced == nullptr || strcmp(forced, kLevels[i].name) == 0) && kLevels[i].runs_here() && fits(kLevels[i]))
+    if (lists(forced, kLevels[i].name) && kLevels[i].runs_here() && fits(kLevels[i]))
       return &kLevels[i];
   return nullptr;
 }
