@@ -11,7 +11,7 @@ A product is then ``sum odd * code = -(sum code + 2 * sum v * code)``: the form 
 import torch
 from torch import Tensor
 
-from binarize.kernels.format import BLOCK, unpack_signs
+from binarize.kernels.format import BLOCK, parts_of, unpack_signs
 
 __all__ = ["depth", "fold_weight", "folded_shape", "pack_codes", "unfold_weight", "unpack_codes"]
 
@@ -71,17 +71,24 @@ def fold_weight(
     shape = folded_shape(
         len(terms), out_channels=out_channels, channels_per_group=channels_per_group, kernel=kernel, groups=groups
     )
-    blocks, taps, quads = shape[2:5]
+    folded = bits.new_empty(shape, dtype=torch.int8)
+    for place, part in parts_of(bits, groups):
+        folded[:, :, place] = _folded_blocks(part, terms, channels_per_group, folded[:, :, place].shape)
+    return folded
+
+
+def _folded_blocks(bits: Tensor, terms: tuple[int, ...], channels_per_group: int, shape: torch.Size) -> Tensor:
+    groups, _, blocks, taps, quads = shape[:5]
     negative = (unpack_signs(bits, channels_per_group * taps) < 0).to(torch.int16)
     halves, size = [], negative.shape[1:]
     for term, planes in zip(negative.split(list(terms)), terms, strict=True):
         half = 2 ** (planes - 1) if planes else 1  # no planes: the constant +1
         halves.append(sum((plane << place for place, plane in enumerate(term)), negative.new_full(size, -half)))
-    by_tap = torch.stack(halves).reshape(len(terms), groups, out_channels // groups, channels_per_group, taps)
+    by_tap = torch.stack(halves).unflatten(-1, (channels_per_group, taps))
     filled = bits.new_zeros((len(terms), groups, blocks * BLOCK, quads * _QUAD, taps), dtype=torch.int8)
     filled[:, :, : by_tap.shape[2], :channels_per_group] = by_tap
     split = filled.view(len(terms), groups, blocks, BLOCK, quads, _QUAD, taps)
-    return split.permute(1, 0, 2, 6, 4, 3, 5).contiguous()
+    return split.permute(1, 0, 2, 6, 4, 3, 5)
 
 
 def unfold_weight(weight: Tensor, *, out_channels: int, channels_per_group: int) -> Tensor:

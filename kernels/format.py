@@ -10,6 +10,8 @@ Three forms:
   CPU level reads them.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ __all__ = [
     "pack_digits",
     "pack_flags",
     "pack_signs",
+    "parts_of",
     "prepare_weight",
     "prepared_shape",
     "unpack_digits",
@@ -29,6 +32,8 @@ __all__ = [
 
 WORD_BITS = 32
 BLOCK = 32  # output channels that a kernel computes together
+
+_MOST_UNPACKED = 1 << 20  # bits that are unpacked at a time, to bytes and wider
 
 
 def words(channels: int) -> int:
@@ -146,18 +151,39 @@ def prepare_weight(
         pairs of words of input channels, halves of the block, words of the pair, output channels of the half.
         Output channels are padded to full blocks with zero bits.
     """
-    planes, taps = bits.shape[0], kernel[0] * kernel[1]
+    planes = bits.shape[0]
     shape = prepared_shape(
         planes, out_channels=out_channels, channels_per_group=channels_per_group, kernel=kernel, groups=groups
     )
-    blocks, pairs = shape[2], shape[4]
+    prepared = bits.new_empty(shape, dtype=torch.int32)
+    for place, part in parts_of(bits, groups):
+        prepared[:, :, place] = _prepared_blocks(part, channels_per_group, prepared[:, :, place].shape)
+    return prepared
+
+
+def parts_of(bits: Tensor, groups: int) -> Iterator[tuple[slice, Tensor]]:
+    """Cut stored bits into blocks of output channels of each group, so that little is unpacked at a time.
+
+    Yields:
+        The numbers of some blocks, and their bits ``(m, groups, outputs of a group, bytes)``.
+    """
+    planes, outputs, size = bits.shape
+    parted = bits.reshape(planes, groups, outputs // groups, size)
+    blocks, each = -(-parted.shape[2] // BLOCK), planes * groups * BLOCK * 8 * size
+    step = max(1, _MOST_UNPACKED // each)
+    for first in range(0, blocks, step):
+        yield slice(first, min(first + step, blocks)), parted[:, :, first * BLOCK : (first + step) * BLOCK]
+
+
+def _prepared_blocks(bits: Tensor, channels_per_group: int, shape: torch.Size) -> Tensor:
+    groups, planes, blocks, taps, pairs = shape[:5]
     unpacked = _unpack_bytes(bits)[..., : channels_per_group * taps]
-    by_tap = unpacked.reshape(planes, groups, out_channels // groups, channels_per_group, taps).transpose(-1, -2)
+    by_tap = unpacked.unflatten(-1, (channels_per_group, taps)).transpose(-1, -2)
     packed = _to_words(by_tap)  # (m, groups, outputs of a group, taps, words)
     filled = packed.new_zeros(planes, groups, blocks * BLOCK, taps, 2 * pairs)
     filled[:, :, : packed.shape[2]] = packed
     split = filled.view(planes, groups, blocks, 2, BLOCK // 2, taps, pairs, 2)
-    return split.permute(1, 0, 2, 5, 6, 3, 7, 4).contiguous()
+    return split.permute(1, 0, 2, 5, 6, 3, 7, 4)
 
 
 def unpack_prepared(weight: Tensor, *, out_channels: int, channels_per_group: int) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 __all__ = ["Rows", "add_weighted", "empty", "may_choose", "per_image", "run_chosen", "take"]
 
@@ -23,8 +24,9 @@ def may_choose(x: Tensor) -> bool:
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-# not compiled: which images go where differs from call to call, and every case would be compiled anew
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+# not compiled: which images go where differs from call to call, and every case would be compiled anew. By torch's own
+# door: `torch.compiler.disable` imports the compiler, 150 MB and more than a second, for every network that is loaded.
+@_disable_dynamo
 @torch.no_grad()
 def run_chosen(
     bodies: Sequence[nn.Module],

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 
 import models as zoo
 import pytest
@@ -29,6 +31,17 @@ NETWORKS = {
     "a layer called twice": (zoo.Shared, "encoding:w=2,a=3"),
     "attention, linear layers, 3-D convolution": (zoo.Attention, "encoding:w=4,a=4"),
 }
+
+
+def test_loading_and_running_a_network_imports_neither_compiler_nor_exporter(packed):
+    """Each of them costs more time and memory than the network."""
+    heavy = ("torch._dynamo", "torch._inductor", "torchvision", "onnx", "onnxscript", "sympy")
+    run = f"net = binarize.load({str(packed[1])!r}); net(torch.zeros({tuple(IMAGES.shape)}))"
+    code = f"import sys, torch, binarize; {run}; print([name for name in {heavy} if name in sys.modules])"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("form", ["training", "packed"])
