@@ -3,7 +3,9 @@
 * *codes* of activations, uint8 ``(n, h, w, groups, terms, depth)``: a byte for each channel of a group, ``depth`` the
   channels filled up to a multiple of 4 with zeros;
 * *folded weight*, int8 ``(groups, terms, blocks, taps, depth / 4, 32, 4)``: of each odd integer the half
-  ``v = (-1 - odd) / 2``, an integer of as many bits as there are planes, so that eight planes still fit a byte.
+  ``v = (-1 - odd) / 2``, an integer of as many bits as there are planes, so that eight planes still fit a byte;
+* *narrow weight*, uint8 ``(groups, terms, blocks, taps, depth / 4, 16 b)``: the same in fields of b = 1, 2 or 4 bits,
+  which the kernels of the CPU make bytes of, block by block, when they use them.
 
 A product is then ``sum odd * code = -(sum code + 2 * sum v * code)``: the form that counted planes have too.
 """
@@ -13,9 +15,20 @@ from torch import Tensor
 
 from binarize.kernels.format import BLOCK, parts_of, unpack_signs
 
-__all__ = ["depth", "fold_weight", "folded_shape", "pack_codes", "unfold_weight", "unpack_codes"]
+__all__ = [
+    "depth",
+    "field_bits",
+    "fold_weight",
+    "folded_shape",
+    "narrow_weight",
+    "pack_codes",
+    "unfold_weight",
+    "unpack_codes",
+    "widen_weight",
+]
 
 _QUAD = 4  # codes in a machine word
+_FIELDS = (1, 2, 4)  # bits of a weight in a narrow one
 
 
 def depth(channels: int) -> int:
@@ -53,6 +66,7 @@ def fold_weight(
     channels_per_group: int,
     kernel: tuple[int, int],
     groups: int = 1,
+    narrow: bool = False,
 ) -> Tensor:
     """Fold stored bits, once at loading, into the order in which every level of the int8 route reads them.
 
@@ -63,6 +77,7 @@ def fold_weight(
         channels_per_group: Input channels of a group.
         kernel: Height and width of the kernel.
         groups: Groups of the convolution.
+        narrow: As `narrow_weight`, where the planes are few enough.
 
     Returns:
         Int8 ``(groups, t, blocks, taps, depth / 4, 32, 4)``: blocks of 32 output channels of the group, kernel taps,
@@ -71,13 +86,51 @@ def fold_weight(
     shape = folded_shape(
         len(terms), out_channels=out_channels, channels_per_group=channels_per_group, kernel=kernel, groups=groups
     )
-    folded = bits.new_empty(shape, dtype=torch.int8)
+    field = field_bits(terms) if narrow else None
+    if field is None:
+        made = bits.new_empty(shape, dtype=torch.int8)
+    else:
+        made = bits.new_empty((*shape[:-2], _bytes_of(field)))
     for place, part in parts_of(bits, groups):
-        folded[:, :, place] = _folded_blocks(part, terms, channels_per_group, folded[:, :, place].shape)
-    return folded
+        folded = _folded_blocks(part, terms, channels_per_group, (*made[:, :, place].shape[:5], BLOCK, _QUAD))
+        made[:, :, place] = folded if field is None else narrow_weight(folded, field)
+    return made
 
 
-def _folded_blocks(bits: Tensor, terms: tuple[int, ...], channels_per_group: int, shape: torch.Size) -> Tensor:
+def field_bits(terms: tuple[int, ...]) -> int | None:
+    """Return how many bits a field takes that holds a weight of any of these terms; None where it takes a byte."""
+    return next((bits for bits in _FIELDS if bits >= max(terms)), None)
+
+
+def _bytes_of(field: int) -> int:
+    """Bytes of the fields of one quad of input channels and a block of outputs."""
+    return BLOCK * _QUAD * field // 8
+
+
+def narrow_weight(folded: Tensor, field: int) -> Tensor:
+    """Put a folded weight into fields of so many bits.
+
+    Args:
+        folded: Int8 ``(..., 32, 4)`` in ``[-2^(field - 1), 2^(field - 1))``.
+        field: 1, 2 or 4.
+
+    Returns:
+        Uint8 ``(..., 16 field)``: field i of byte j holds number ``16 field i + j`` of the 128, plus ``2^(field - 1)``.
+    """
+    values = (folded.flatten(-2).to(torch.int16) + 2 ** (field - 1)).unflatten(-1, (8 // field, _bytes_of(field)))
+    places = field * torch.arange(8 // field, device=folded.device, dtype=torch.int16)
+    return (values << places[:, None]).sum(-2).to(torch.uint8)
+
+
+def widen_weight(narrow: Tensor) -> Tensor:
+    """Inverse of `narrow_weight`: int8 ``(..., 32, 4)``."""
+    field = narrow.shape[-1] * 8 // (BLOCK * _QUAD)
+    places = field * torch.arange(8 // field, device=narrow.device, dtype=torch.int16)
+    values = (narrow.to(torch.int16).unsqueeze(-2) >> places[:, None]) & (2**field - 1)
+    return (values - 2 ** (field - 1)).to(torch.int8).reshape(*narrow.shape[:-1], BLOCK, _QUAD)
+
+
+def _folded_blocks(bits: Tensor, terms: tuple[int, ...], channels_per_group: int, shape: tuple[int, ...]) -> Tensor:
     groups, _, blocks, taps, quads = shape[:5]
     negative = (unpack_signs(bits, channels_per_group * taps) < 0).to(torch.int16)
     halves, size = [], negative.shape[1:]

@@ -24,12 +24,16 @@ __all__ = ["Compiled", "CompiledLevel", "compiled_levels", "geometry", "native"]
 
 
 @functools.lru_cache(maxsize=4096)
-def geometry(problem: Conv2dProblem) -> Any:
-    """Return the native `Geometry` of a problem."""
+def _geometry(problem: Conv2dProblem, narrow: int) -> Any:
     window = [*problem.kernel, *problem.stride, *problem.padding, *problem.dilation]
     per_group = problem.out_channels // problem.groups
     terms = list(problem.weight_terms), list(problem.activation_terms)
-    return native.geometry(problem.codes, problem.groups, problem.words, per_group, window, *terms)
+    return native.geometry(problem.codes, narrow, problem.groups, problem.words, per_group, window, *terms)
+
+
+def geometry(problem: Conv2dProblem, weight: Tensor) -> Any:
+    """Return the native `Geometry` of a problem with a weight that is folded, narrow or prepared."""
+    return _geometry(problem, problem.narrow_bits or 0 if weight.dtype == torch.uint8 else 0)
 
 
 @final
@@ -71,7 +75,7 @@ class Compiled:
     def _shared(self, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> tuple[Any, ...]:
         n, h, w = x.shape[:3]
         sizes = (n, h, w, *problem.checked_size(h, w))
-        return (self.index, geometry(problem), *sizes, x.data_ptr(), weight.data_ptr(), torch.get_num_threads())
+        return (self.index, geometry(problem, weight), *sizes, x.data_ptr(), weight.data_ptr(), torch.get_num_threads())
 
     def conv2d_integer(self, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> Tensor:
         """See `binarize.kernels.reference.conv2d_integer`."""

@@ -122,6 +122,8 @@ def _operands(op: str, problem: Conv2dProblem, x: Tensor, weight: Tensor) -> tup
     if x.dim() != 6 or x.shape[3:] != problem.x_shape or x.dtype != dtype:
         wanted = f"{form} (n, h, w, {', '.join(map(str, problem.x_shape))})"
         raise _refuse(op, "x", wanted, f"{x.dtype} of shape {tuple(x.shape)}")
+    if weight.dtype == torch.uint8 and problem.narrow_shape is not None and not weight.is_cuda:
+        return x.contiguous(), _same(op, "weight", weight, problem.narrow_shape, torch.uint8)
     return x.contiguous(), _same(op, "weight", weight, problem.weight_shape, torch.int8 if problem.codes else dtype)
 
 

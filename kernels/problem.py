@@ -6,7 +6,7 @@ import math
 from typing import final
 
 from binarize.errors import ModelError
-from binarize.kernels.codes import depth, folded_shape
+from binarize.kernels.codes import depth, field_bits, folded_shape
 from binarize.kernels.format import prepared_shape, words
 
 __all__ = ["Conv2dProblem", "UniformCode"]
@@ -103,6 +103,16 @@ class Conv2dProblem:
             kernel=self.kernel,
             groups=self.groups,
         )
+
+    @functools.cached_property
+    def narrow_bits(self) -> int | None:
+        """Bits of a field of the narrow weight; None where its weights take bytes."""
+        return field_bits(self.weight_terms) if self.codes else None
+
+    @functools.cached_property
+    def narrow_shape(self) -> tuple[int, ...] | None:
+        """Shape of the narrow weight, if there is one."""
+        return None if self.narrow_bits is None else (*self.weight_shape[:-2], 16 * self.narrow_bits)
 
     @functools.cached_property
     def largest(self) -> int:

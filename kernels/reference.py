@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from binarize.errors import ModelError
-from binarize.kernels.codes import pack_codes, unfold_weight, unpack_codes
+from binarize.kernels.codes import pack_codes, unfold_weight, unpack_codes, widen_weight
 from binarize.kernels.finish import Finish, finished
 from binarize.kernels.format import pack_digits, unpack_digits, unpack_prepared
 from binarize.kernels.problem import Conv2dProblem, UniformCode
@@ -79,6 +79,7 @@ def _odd_weights(weight: Tensor, problem: Conv2dProblem) -> list[Tensor]:
     """The odd integers of each weight term: float64 ``(o, c / groups, kh, kw)``."""
     sizes = {"out_channels": problem.out_channels, "channels_per_group": problem.channels_per_group}
     if problem.codes:
+        weight = widen_weight(weight) if weight.dtype == torch.uint8 else weight
         return list(unfold_weight(weight, **sizes).double().unflatten(-1, problem.kernel))
     signs = unpack_prepared(weight, **sizes).double()
     places = [2.0 ** torch.arange(planes, dtype=torch.float64) for planes in problem.weight_terms]

@@ -98,7 +98,7 @@ def conv2d(
         coding = code.groups * full, code.low, code.inverse_step, code.bits
     residual = None if residual is None else draft.channels_last(residual)
     tables = [draft.keep(scale), draft.keep(bias), 0, *map(draft.keep, classes)]
-    fixed = _level(problem), geometry(problem), size, draft.keep(weight), tables, bias.shape[0], *limits, form
+    fixed = _level(problem), geometry(problem, weight), size, draft.keep(weight), tables, bias.shape[0], *limits, form
     return draft.call(
         lambda to, at: to.conv2d(*fixed, *coding, at(x), at(residual), at(out), cleared), [x, residual], out
     )  # fmt: skip
@@ -117,7 +117,7 @@ def conv2d_threshold(
     size, shape = _sizes(problem, x)
     out = draft.value((shape[0], *shape[2:], 1, 1, words(problem.out_channels)), torch.int32)
     tables = [0, draft.keep(thresholds), draft.keep(flip), *map(draft.keep, classes)]
-    fixed = _level(problem), geometry(problem), size, draft.keep(weight), tables, thresholds.shape[0], 0.0, 0.0
+    fixed = _level(problem), geometry(problem, weight), size, draft.keep(weight), tables, thresholds.shape[0], 0.0, 0.0
     return draft.call(
         lambda to, at: to.conv2d(*fixed, _DIGITS, *_UNCODED, at(x), at(None), at(out), out.bytes), [x], out
     )  # fmt: skip

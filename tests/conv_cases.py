@@ -21,6 +21,7 @@ class Case:
     problem: Conv2dProblem
     signs: torch.Tensor  # (planes, o, c / groups, kh, kw)
     codes: tuple[torch.Tensor, ...]  # one (n, c, h, w) per activation term
+    narrow: bool = False  # of codes: whether the weight comes in fields
 
     @property
     def x(self):
@@ -34,7 +35,8 @@ class Case:
         p = self.problem
         layout = {"out_channels": p.out_channels, "channels_per_group": p.channels_per_group, "kernel": p.kernel}
         if p.codes:
-            return fold_weight(pack_signs(self.signs), p.weight_terms, **layout, groups=p.groups)
+            narrow = self.narrow
+            return fold_weight(pack_signs(self.signs), p.weight_terms, **layout, groups=p.groups, narrow=narrow)
         return prepare_weight(pack_signs(self.signs), **layout, groups=p.groups)
 
     @property
@@ -95,7 +97,8 @@ def cases(draw, single=False):
         terms(1 if single else 0),
         terms(),
     )
-    return make_case(problem, draw(st.integers(1, 3)), *sizes, draw(st.integers(0, 2**31 - 1)))
+    made = make_case(problem, draw(st.integers(1, 3)), *sizes, draw(st.integers(0, 2**31 - 1)))
+    return dataclasses.replace(made, narrow=draw(st.booleans()))
 
 
 def epilogue(case, residual):

@@ -275,5 +275,5 @@ def _prepared_weight(bits: Tensor, geometry: Geometry, route: str) -> Tensor:
         "kernel": geometry.kernel, "groups": geometry.groups,
     }  # fmt: skip
     if route == "int8":
-        return codes.fold_weight(bits, geometry.weight_terms, **sizes)
+        return codes.fold_weight(bits, geometry.weight_terms, **sizes, narrow=bits.device.type == "cpu")
     return format.prepare_weight(bits, **sizes)

@@ -133,7 +133,9 @@ class PackedConvNd(PackedLayer):
                 "kernel": (len(taps[1]), len(taps[2])), "groups": space.groups,
             }  # fmt: skip
             self._prepared[key] = (
-                codes.fold_weight(bits, space.weight_terms, **sizes) if whole else format.prepare_weight(bits, **sizes)
+                codes.fold_weight(bits, space.weight_terms, **sizes, narrow=bits.device.type == "cpu")
+                if whole
+                else format.prepare_weight(bits, **sizes)
             )
         return self._prepared[key]
 

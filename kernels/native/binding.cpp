@@ -23,12 +23,13 @@ int set_terms(const Ints& terms, int* planes) {
   return total;
 }
 
-Geometry make_geometry(bool codes, int groups, int words, int out_channels, const Ints& window,
+Geometry make_geometry(bool codes, int narrow, int groups, int words, int out_channels, const Ints& window,
                        const Ints& weight_terms, const Ints& activation_terms) {
   const auto fits = [](const Ints& terms) { return !terms.empty() && terms.size() <= kMaxPlanes; };
   if (window.size() != 8 || !fits(weight_terms) || !fits(activation_terms)) throw nb::value_error("bad geometry");
   Geometry g{};
   g.codes = codes;
+  g.narrow = narrow;
   g.groups = groups;
   g.words = words;
   g.out_channels = out_channels;

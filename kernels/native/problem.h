@@ -13,9 +13,10 @@ enum class Status { ok = 0, no_memory = 1, class_out_of_range = 2 };
 // What stays the same from call to call of one convolution. Channels and words are per group.
 // Operands come in one of two forms. As planes: a word holds one bit of 32 channels, and an operand has as many strips
 // as planes. As codes: a word holds the codes of four channels, one in a byte, and an operand has a strip for each
-// term.
+// term. A weight of codes is a signed byte, or, `narrow`, a field of 1, 2 or 4 bits that becomes one when it is used.
 struct Geometry {
   bool codes;
+  int narrow;  // bits of a field, or 0
   int groups, words, out_channels;
   int kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
   int weight_terms, activation_terms;  // how many terms each operand has

@@ -15,6 +15,7 @@ inline __m256i broadcast(const uint32_t* from) { return _mm256_set1_epi32(static
 
 struct Avx2 {
   static constexpr bool kRows = false;
+  static constexpr int kFields = 0;
 
   static uint32_t at_least(const int32_t* a, const int32_t* b) {
     uint32_t below = 0;

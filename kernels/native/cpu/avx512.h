@@ -9,6 +9,7 @@ namespace {
 
 struct Avx512 {
   static constexpr bool kRows = false;
+  static constexpr int kFields = 0;
 
   static uint32_t at_least(const int32_t* a, const int32_t* b) {
     const uint32_t low = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b));

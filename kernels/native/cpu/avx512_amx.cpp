@@ -90,6 +90,7 @@ __attribute__((noinline)) void multiply(const Operands& operands, const Row& fir
 struct Avx512Amx : Avx512Vnni {
   static constexpr int kTile = 2 * kTileRows;
   static constexpr bool kRows = true;
+  static constexpr int kFields = 0;  // tiles are loaded from memory
   static constexpr double kWordsPerMicrosecond = 250000;
 
   // Other libraries of the process shape the tiles as they need them, so nothing is left from the call before.

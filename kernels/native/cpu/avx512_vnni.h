@@ -15,11 +15,29 @@ constexpr int kVectors = 2;  // registers of a block of channels
 
 struct Avx512Vnni : Avx512 {
   static constexpr int kTile = 7;
+  static constexpr int kFields = 4;
   static constexpr double kWordsPerMicrosecond = 60000;
 
   template <int P>
   static __attribute__((noinline)) void count(const Operands& operands, const uint32_t* const* pixels,
                                               uint32_t (*counts)[kLanes]) {
+    add_up<P, false>(operands, pixels, counts);
+  }
+
+  // Weights as fields: the low halves of 64 bytes are those of the first sixteen channels.
+  struct Fields {
+    static constexpr int kTile = Avx512Vnni::kTile;
+
+    template <int P>
+    static __attribute__((noinline)) void count(const Operands& operands, const uint32_t* const* pixels,
+                                                uint32_t (*counts)[kLanes]) {
+      add_up<P, true>(operands, pixels, counts);
+    }
+  };
+
+  template <int P, bool kHalves>
+  static __attribute__((always_inline)) inline void add_up(const Operands& operands, const uint32_t* const* pixels,
+                                                           uint32_t (*counts)[kLanes]) {
     __m512i sums[P][kVectors];
 #pragma GCC unroll 8
     for (int pixel = 0; pixel < P; ++pixel)
@@ -34,8 +52,15 @@ struct Avx512Vnni : Avx512 {
       for (int run = 0; run < operands.run_count; ++run) {
         int64_t word = operands.runs[run].offset;
         const int64_t end = word + operands.runs[run].words;
-        for (; word < end; ++word, weight += kLanes) {
-          const __m512i first = _mm512_loadu_si512(weight), second = _mm512_loadu_si512(weight + 16);
+        for (; word < end; ++word, weight += kHalves ? kLanes / 2 : kLanes) {
+          __m512i first = _mm512_loadu_si512(weight), second;
+          if (kHalves) {
+            const __m512i low = _mm512_set1_epi8(15);
+            second = _mm512_and_si512(_mm512_srli_epi16(first, 4), low);
+            first = _mm512_and_si512(first, low);
+          } else {
+            second = _mm512_loadu_si512(weight + 16);
+          }
 #pragma GCC unroll 8
           for (int pixel = 0; pixel < P; ++pixel) {
             const __m512i four = _mm512_set1_epi32(static_cast<int32_t>(codes[pixel][word]));

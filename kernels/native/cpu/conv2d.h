@@ -3,6 +3,7 @@
 
 #include "../threads.h"
 #include "epilogue.h"
+#include "narrow.h"
 
 namespace binarize {
 namespace {
@@ -33,6 +34,8 @@ CountTile<Level> counter_of(int pixels) {
 
 template <class Level>
 void count_tile(const Operands& operands, const uint32_t* const* places, int pixels, uint32_t (*counts)[kLanes]) {
+  if constexpr (Level::kFields > 0)
+    if (operands.fields) return counter_of<typename Level::Fields>(pixels)(operands, places, counts);
   if constexpr (Level::kRows)
     Level::count_rows(operands, places, pixels, counts);
   else
@@ -79,16 +82,25 @@ inline Block block_of(const Plan& plan, int64_t unit) {
   return {group, index, channel, lanes, flips_of(*plan.call, channel, lanes)};
 }
 
+// Where the weights of a block lie as they are multiplied.
+inline const uint32_t* weight_of(const Plan& plan, const Workspace& space, const Block& block) {
+  const Geometry& g = *plan.call->geometry;
+  const uint32_t* stored = plan.call->weight + block.group * plan.group_words + block.index * plan.block_words;
+  if (!plan.widens) return stored;
+  for (int term = 0; term < g.weight_terms; ++term)
+    widen(stored + term * plan.plane_words, g.narrow, plan.taps * g.words, space.weight + term * plan.used_words);
+  return space.weight;
+}
+
 template <class Level, class Epilogue>
-void run_tile(const Plan& plan, const Chunk& chunk, const Workspace& space, const Block& block, int64_t first,
-              int pixels, const Epilogue& epilogue) {
+void run_tile(const Plan& plan, const Chunk& chunk, const Workspace& space, const Block& block, const uint32_t* weight,
+              int64_t first, int pixels, const Epilogue& epilogue) {
   const Geometry& g = *plan.call->geometry;
   alignas(64) uint32_t counts[Level::kTile][kLanes];
   alignas(64) float partial[Level::kTile][kLanes];
   const uint32_t* places[Level::kTile];
   for (int pixel = 0; pixel < pixels; ++pixel)
     places[pixel] = chunk.view + space.offsets[first + pixel] + block.group * plan.group;
-  const uint32_t* weight = plan.call->weight + block.group * plan.group_words + block.index * plan.block_words;
   Counted tile{counts,        pixels,        first,     (chunk.image * plan.rows + chunk.first) * plan.columns + first,
                nullptr,       space.classes, 0,         0,
                block.channel, block.lanes,   block.flip};
@@ -97,8 +109,8 @@ void run_tile(const Plan& plan, const Chunk& chunk, const Workspace& space, cons
     if (product.pass_count == 0)
       memset(counts, 0, static_cast<size_t>(pixels) * sizeof(counts[0]));
     else
-      count_tile<Level>({weight, plan.runs, product.passes, plan.run_count, product.pass_count, plan.step}, places,
-                        pixels, counts);
+      count_tile<Level>({weight, plan.runs, product.passes, plan.run_count, product.pass_count, plan.fields, plan.step},
+                        places, pixels, counts);
     tile.windows = space.windows + (product.activation_term * g.groups + block.group) * chunk.pixels();
     tile.odd_sum = product.odd_sum;
     epilogue(tile, partial);
@@ -114,9 +126,10 @@ void run_chunk(const Plan& plan, Chunk& chunk, const Workspace& space, int64_t f
   const Tiles<Level> tiles(chunk);
   for (int64_t unit = first_unit; unit < last_unit; ++unit) {
     const Block block = block_of(plan, unit);
+    const uint32_t* weight = weight_of(plan, space, block);
     for (int64_t tile = 0; tile < tiles.count; ++tile) {
       const int64_t first = tiles.first(tile), last = tiles.first(tile + 1);
-      run_tile<Level>(plan, chunk, space, block, first, static_cast<int>(last - first), epilogue);
+      run_tile<Level>(plan, chunk, space, block, weight, first, static_cast<int>(last - first), epilogue);
     }
   }
 }
@@ -187,6 +200,8 @@ Status conv2d(const Conv2d& call) {
   plan.call = &call;
   set_extents(plan);
   set_strides(plan);
+  plan.fields = call.geometry->narrow > 0 && call.geometry->narrow == Level::kFields;
+  plan.widens = call.geometry->narrow > 0 && !plan.fields;
   share_out(plan, Level::kWordsPerMicrosecond);
   if (!allocate(plan)) return Status::no_memory;
   const Work work = call.integers != nullptr ? run_part<Level, StoreIntegers<Level>>

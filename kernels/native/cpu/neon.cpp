@@ -15,6 +15,7 @@ constexpr int kMostAdditions = 31;
 
 struct Neon {
   static constexpr bool kRows = false;
+  static constexpr int kFields = 0;
 
   static uint32_t bits_of(const uint32x4_t* masks) {
     static const uint32_t kPlaces[4] = {1, 2, 4, 8};

@@ -27,7 +27,9 @@ struct Plan {
   int64_t input_h, input_w, image_words;
   bool copies;                                    // pixels go through a zero-bordered copy
   int64_t view_w, pixel, plane, group, row;       // width of the view in pixels, strides in words
-  int64_t block_words, plane_words, group_words;  // strides of the weight
+  int64_t block_words, plane_words, group_words;  // strides of the weight, in words as they lie in memory
+  int64_t used_words;                             // of a block as bytes
+  bool fields, widens;                            // narrow weights are multiplied as they are, or made bytes of
   const Run* runs;
   int run_count, step;  // step: see Operands
   const Product* products;
@@ -94,7 +96,8 @@ inline void set_strides(Plan& plan) {
   }
   plan.blocks = ceil_div(g.out_channels, kLanes);
   plan.units = plan.blocks * g.groups;
-  plan.block_words = plan.taps * g.words * kLanes;
+  plan.used_words = plan.taps * g.words * kLanes;
+  plan.block_words = g.narrow > 0 ? plan.used_words * g.narrow / 8 : plan.used_words;
   plan.plane_words = plan.block_words * plan.blocks;
   plan.group_words = plan.plane_words * g.weight_strips;
 }
@@ -138,14 +141,15 @@ inline int fill_passes(const Plan& plan, int first_weight, int weights, int firs
   return count;
 }
 
-// A pass of codes multiplies whole terms.
+// A pass of codes multiplies whole terms. Fields are larger than the weights that they stand for by half their range.
 inline void fill_code_products(const Plan& plan, Product* products, Pass* passes) {
   const Geometry& g = *plan.call->geometry;
+  const uint32_t odd_sum = plan.fields ? (1u << g.narrow) - 1u : ~0u;
   for (int w = 0; w < g.weight_terms; ++w) {
     const bool constant = g.weight_planes[w] == 0;
     for (int a = 0; a < g.activation_terms; ++a, ++passes) {
-      *passes = {a * plan.plane, w * plan.plane_words, true};
-      *products++ = {passes, constant ? 0 : 1, a, constant ? 1u : ~0u};
+      *passes = {a * plan.plane, w * (plan.widens ? plan.used_words : plan.plane_words), true};
+      *products++ = {passes, constant ? 0 : 1, a, constant ? 1u : odd_sum};
     }
   }
 }
@@ -176,7 +180,7 @@ inline void share_out(Plan& plan, double words_per_microsecond) {
   const Geometry& g = *call.geometry;
   constexpr double kFewestMicroseconds = 10;  // a fork and join costs some two
   const int64_t all_rows = plan.images * plan.rows;
-  const double words = static_cast<double>(all_rows) * plan.columns * plan.units * plan.block_words * g.weight_strips *
+  const double words = static_cast<double>(all_rows) * plan.columns * plan.units * plan.used_words * g.weight_strips *
                        g.activation_strips;
   const double worth = words / (words_per_microsecond * kFewestMicroseconds);
   const int64_t parts = worth < call.threads ? static_cast<int64_t>(worth) : call.threads;
@@ -187,9 +191,11 @@ inline void share_out(Plan& plan, double words_per_microsecond) {
   plan.chunk_rows = plan.by_units ? plan.rows : smaller(plan.rows, ceil_div(all_rows, plan.parts));
 }
 
-// A thread's scratch: the bordered copy, popcounts of its pixels, sums of them over windows, offsets, bias rows.
+// A thread's scratch: the bordered copy, a block of weights, popcounts of its pixels, sums of them over windows,
+// offsets, bias rows.
 struct Workspace {
   uint32_t* copy;
+  uint32_t* weight;    // (weight terms, words of a block as it is multiplied), of narrow weights
   int32_t* popcounts;  // (activation terms, groups, view rows, view_w)
   int32_t* row_sums;   // (view rows, columns), of one map at a time
   int32_t* windows;    // (activation terms, groups, pixels)
@@ -210,6 +216,7 @@ inline Workspace lay_out(const Plan& plan, char* start) {
   };
   Workspace space;
   space.copy = reinterpret_cast<uint32_t*>(take(plan.copies ? rows * plan.row : 0));
+  space.weight = reinterpret_cast<uint32_t*>(take(plan.widens ? g.weight_terms * plan.used_words : 0));
   space.popcounts = reinterpret_cast<int32_t*>(take(maps * rows * plan.view_w));
   space.row_sums = reinterpret_cast<int32_t*>(take(rows * plan.columns));
   space.windows = reinterpret_cast<int32_t*>(take(maps * pixels));

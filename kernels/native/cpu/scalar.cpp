@@ -15,6 +15,7 @@ inline uint32_t popcount(uint32_t x) {
 
 struct Scalar {
   static constexpr bool kRows = false;
+  static constexpr int kFields = 0;
 
   static constexpr int kTile = 4;
   static constexpr double kWordsPerMicrosecond = 2000;

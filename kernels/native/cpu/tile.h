@@ -4,6 +4,7 @@
 //   kTile            pixels in a full tile
 //   kRows            whether the rows of a tile's pixels lie at even distances: then it counts by
 //                    count_rows(operands, pixels, how many, counts), between open() and close(), in place of count<P>
+//   kFields          bits of the narrow weights that it multiplies as they are, by Fields::count<P>; 0 for none
 //   kWordsPerMicrosecond  products of 32 binary taps per microsecond and core, for sharing out work
 //   count<P>(operands, pixels, counts)   counts[p][lane]: of planes, the sum over passes of 2^weight *
 //                                        popcount(digits & weight bits); of codes, the sum of code * folded weight
@@ -45,7 +46,8 @@ struct Operands {
   const Pass* passes;
   int run_count;
   int pass_count;
-  int step;  // the largest number of words up to sixteen that every run is a multiple of
+  bool fields;  // weights are fields of Level::kFields bits
+  int step;     // the largest number of words up to sixteen that every run is a multiple of
 };
 
 }  // namespace

@@ -31,8 +31,7 @@ bool lists(const char* names, const char* name) {
 const Level* best(bool (*fits)(const Level&)) {
   const char* forced = asked("BINARIZE_KERNEL");
   for (int i = 0; i < kLevelCount; ++i)
-    if (lists(forced, kLevels[i].name) && kLevels[i].runs_here() && fits(kLevels[i]))
-      return &kLevels[i];
+    if (lists(forced, kLevels[i].name) && kLevels[i].runs_here() && fits(kLevels[i])) return &kLevels[i];
   return nullptr;
 }
 

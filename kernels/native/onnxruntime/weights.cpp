@@ -49,9 +49,16 @@ int64_t LayerSizes::weight_planes() const {
   return sum;
 }
 
+int narrow_bits(const LayerSizes& sizes) {
+  int most = 0;
+  for (const int planes : sizes.weight_terms) most = planes > most ? planes : most;
+  return most > 4 ? 0 : most > 2 ? 4 : most > 1 ? 2 : 1;
+}
+
 Geometry geometry_of(const LayerSizes& sizes, bool codes) {
   Geometry g{};
   g.codes = codes;
+  g.narrow = codes ? narrow_bits(sizes) : 0;
   g.groups = static_cast<int>(sizes.groups);
   g.words = static_cast<int>(sizes.words(codes));
   g.out_channels = static_cast<int>(sizes.outputs / sizes.groups);
@@ -90,7 +97,9 @@ Words fold_weight(const LayerSizes& sizes, const uint8_t* bits) {
   const int64_t terms = static_cast<int64_t>(sizes.weight_terms.size()), blocks = blocks_of(sizes);
   const int64_t quads = sizes.words(true), taps = sizes.taps(), row_bytes = (sizes.depth() + 7) / 8;
   const int64_t per_group = sizes.outputs / sizes.groups;
-  Words made = zeros(sizes.groups * terms * blocks * taps * quads * kBlock);
+  const int narrow = narrow_bits(sizes), field = narrow > 0 ? narrow : 8, bytes = 16 * field;
+  const int zero = narrow > 0 ? 1 << (narrow - 1) : 0;  // the field of weight 0
+  Words made = zeros(sizes.groups * terms * blocks * taps * quads * kBlock * field / 8);
   int64_t plane = 0;
   for (int64_t term = 0; term < terms; ++term) {
     const int planes = sizes.weight_terms[static_cast<size_t>(term)];
@@ -98,17 +107,17 @@ Words fold_weight(const LayerSizes& sizes, const uint8_t* bits) {
     for (int64_t output = 0; output < sizes.outputs; ++output) {
       const int64_t group = output / per_group, lane = output % per_group;
       const int64_t block = (group * terms + term) * blocks + lane / kBlock;
-      int8_t* to = reinterpret_cast<int8_t*>(made.get() + block * taps * quads * kBlock) + lane % kBlock * 4;
-      const auto at = [=](int64_t channel, int64_t tap) {
-        return to + (tap * quads + channel / 4) * kBlock * 4 + channel % 4;
+      uint8_t* to = reinterpret_cast<uint8_t*>(made.get()) + block * taps * quads * bytes;
+      const auto add = [=](int64_t channel, int64_t tap, int value) {
+        const int64_t number = lane % kBlock * 4 + channel % 4;
+        uint8_t& byte = to[(tap * quads + channel / 4) * bytes + number % bytes];
+        byte = static_cast<uint8_t>(byte + value * (1 << number / bytes * field));
       };
       for (int64_t tap = 0; tap < taps; ++tap)
-        for (int64_t channel = 0; channel < sizes.channels; ++channel) *at(channel, tap) = static_cast<int8_t>(-half);
+        for (int64_t channel = 0; channel < sizes.channels; ++channel) add(channel, tap, zero - half);
       for (int place = 0; place < planes; ++place)
         each_set(bits + ((plane + place) * sizes.outputs + output) * row_bytes, sizes,
-                 [=](int64_t channel, int64_t tap) {
-                   *at(channel, tap) = static_cast<int8_t>(*at(channel, tap) + (1 << place));
-                 });
+                 [=](int64_t channel, int64_t tap) { add(channel, tap, 1 << place); });
     }
     plane += planes;
   }

@@ -22,6 +22,9 @@ struct LayerSizes {
   int64_t words(bool codes) const { return codes ? (channels + 3) / 4 : (channels + 63) / 64 * 2; }
 };
 
+// Bits of a field of a folded weight, or 0 where it takes bytes.
+int narrow_bits(const LayerSizes& sizes);
+
 Geometry geometry_of(const LayerSizes& sizes, bool codes);
 
 struct Free {
