@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/loading.py resnet18 --scheme xnor-net --ends encoding:w=8,a=8 [--size 224]
 
-Each runtime has a process of its own: it is imported and runs a network of one layer, then the file is loaded and run, on
-one thread. `load_ms` is the first load in a process, `again_ms` the second; megabytes are of resident memory beyond the
-network of one layer, after five runs and after the allocator gave back what is free.
+Each runtime has a process of its own: it is imported and runs a network of two layers, then the file is loaded and run,
+on one thread. `load_ms` is the first load of the file, `again_ms` the second; megabytes are of resident memory beyond
+the small network, after five runs and after the allocator gave back what is free.
 """
 
 import argparse
@@ -127,8 +127,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         for runtime, path, small in write(options.name, options.scheme, options.ends, options.size, Path(folder)):
-            command = [sys.executable, __file__, options.name, "--size", str(options.size), "--one", runtime, path, small]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            one = [options.name, "--size", str(options.size), "--one", runtime, path, small]
+            done = subprocess.run([sys.executable, __file__, *one], capture_output=True, text=True, check=True)
             asked = {"network": options.name, "scheme": options.scheme, "runtime": runtime, "file": Path(path).name}
             print(json.dumps(asked | json.loads(done.stdout)), flush=True)
 

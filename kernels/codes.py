@@ -87,10 +87,8 @@ def fold_weight(
         len(terms), out_channels=out_channels, channels_per_group=channels_per_group, kernel=kernel, groups=groups
     )
     field = field_bits(terms) if narrow else None
-    if field is None:
-        made = bits.new_empty(shape, dtype=torch.int8)
-    else:
-        made = bits.new_empty((*shape[:-2], _bytes_of(field)))
+    size, dtype = (shape, torch.int8) if field is None else ((*shape[:-2], _bytes_of(field)), torch.uint8)
+    made = bits.new_empty(size, dtype=dtype)
     for place, part in parts_of(bits, groups):
         folded = _folded_blocks(part, terms, channels_per_group, (*made[:, :, place].shape[:5], BLOCK, _QUAD))
         made[:, :, place] = folded if field is None else narrow_weight(folded, field)
@@ -119,15 +117,17 @@ def narrow_weight(folded: Tensor, field: int) -> Tensor:
     """
     values = (folded.flatten(-2).to(torch.int16) + 2 ** (field - 1)).unflatten(-1, (8 // field, _bytes_of(field)))
     places = field * torch.arange(8 // field, device=folded.device, dtype=torch.int16)
-    return (values << places[:, None]).sum(-2).to(torch.uint8)
+    fields: Tensor = values << places[:, None]
+    return fields.sum(-2).to(torch.uint8)
 
 
 def widen_weight(narrow: Tensor) -> Tensor:
     """Inverse of `narrow_weight`: int8 ``(..., 32, 4)``."""
     field = narrow.shape[-1] * 8 // (BLOCK * _QUAD)
     places = field * torch.arange(8 // field, device=narrow.device, dtype=torch.int16)
-    values = (narrow.to(torch.int16).unsqueeze(-2) >> places[:, None]) & (2**field - 1)
-    return (values - 2 ** (field - 1)).to(torch.int8).reshape(*narrow.shape[:-1], BLOCK, _QUAD)
+    values: Tensor = (narrow.to(torch.int16).unsqueeze(-2) >> places[:, None]) & (2**field - 1)
+    signed: Tensor = values - 2 ** (field - 1)
+    return signed.to(torch.int8).reshape(*narrow.shape[:-1], BLOCK, _QUAD)
 
 
 def _folded_blocks(bits: Tensor, terms: tuple[int, ...], channels_per_group: int, shape: tuple[int, ...]) -> Tensor:

@@ -69,7 +69,7 @@ def make_case(problem, n, h, w, seed, fill=None):
 
 
 @st.composite
-def cases(draw, single=False):
+def cases(draw, single=False, narrow=False):
     def pair(low, high):
         return draw(st.integers(low, high)), draw(st.integers(low, high))
 
@@ -98,7 +98,7 @@ def cases(draw, single=False):
         terms(),
     )
     made = make_case(problem, draw(st.integers(1, 3)), *sizes, draw(st.integers(0, 2**31 - 1)))
-    return dataclasses.replace(made, narrow=draw(st.booleans()))
+    return dataclasses.replace(made, narrow=narrow and draw(st.booleans()))
 
 
 def epilogue(case, residual):

@@ -33,13 +33,12 @@ struct Avx2Codes : Avx2 {
     for (int index = 0; index < operands.pass_count; ++index) {
       const Pass& pass = operands.passes[index];
       const uint32_t* weight = operands.weight + pass.weight + lane;
-      const uint32_t* codes[P];
-#pragma GCC unroll 8
-      for (int pixel = 0; pixel < P; ++pixel) codes[pixel] = pixels[pixel] + pass.digits;
       for (int run = 0; run < operands.run_count; ++run) {
-        int64_t word = operands.runs[run].offset;
-        const int64_t end = word + operands.runs[run].words;
-        for (; word < end; ++word, weight += kLanes) {
+        const uint32_t* codes[P];
+#pragma GCC unroll 8
+        for (int pixel = 0; pixel < P; ++pixel) codes[pixel] = pixels[pixel] + pass.digits + operands.runs[run].offset;
+        const int64_t words = operands.runs[run].words;
+        for (int64_t word = 0; word < words; ++word, weight += kLanes) {
           const auto first = Products::weight_at(weight), second = Products::weight_at(weight + 8);
 #pragma GCC unroll 8
           for (int pixel = 0; pixel < P; ++pixel) {

@@ -46,13 +46,12 @@ struct Avx512Vnni : Avx512 {
     for (int index = 0; index < operands.pass_count; ++index) {
       const Pass& pass = operands.passes[index];
       const uint32_t* weight = operands.weight + pass.weight;
-      const uint32_t* codes[P];
-#pragma GCC unroll 8
-      for (int pixel = 0; pixel < P; ++pixel) codes[pixel] = pixels[pixel] + pass.digits;
       for (int run = 0; run < operands.run_count; ++run) {
-        int64_t word = operands.runs[run].offset;
-        const int64_t end = word + operands.runs[run].words;
-        for (; word < end; ++word, weight += kHalves ? kLanes / 2 : kLanes) {
+        const uint32_t* codes[P];
+#pragma GCC unroll 8
+        for (int pixel = 0; pixel < P; ++pixel) codes[pixel] = pixels[pixel] + pass.digits + operands.runs[run].offset;
+        const int64_t words = operands.runs[run].words;
+        for (int64_t word = 0; word < words; ++word, weight += kHalves ? kLanes / 2 : kLanes) {
           __m512i first = _mm512_loadu_si512(weight), second;
           if (kHalves) {
             const __m512i low = _mm512_set1_epi8(15);
