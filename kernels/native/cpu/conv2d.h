@@ -92,27 +92,39 @@ inline const uint32_t* weight_of(const Plan& plan, const Workspace& space, const
   return space.weight;
 }
 
+// Four, two or one of those that are left.
+template <class Epilogue>
+int products_at_once(int left) {
+  const int most = left < Epilogue::kProducts ? left : Epilogue::kProducts;
+  return most >= 4 ? 4 : most >= 2 ? 2 : 1;
+}
+
 template <class Level, class Epilogue>
 void run_tile(const Plan& plan, const Chunk& chunk, const Workspace& space, const Block& block, const uint32_t* weight,
               int64_t first, int pixels, const Epilogue& epilogue) {
   const Geometry& g = *plan.call->geometry;
-  alignas(64) uint32_t counts[Level::kTile][kLanes];
+  alignas(64) uint32_t counts[Epilogue::kProducts * Level::kTile][kLanes];
   alignas(64) float partial[Level::kTile][kLanes];
   const uint32_t* places[Level::kTile];
   for (int pixel = 0; pixel < pixels; ++pixel)
     places[pixel] = chunk.view + space.offsets[first + pixel] + block.group * plan.group;
-  Counted tile{counts,        pixels,        first,     (chunk.image * plan.rows + chunk.first) * plan.columns + first,
-               nullptr,       space.classes, 0,         0,
-               block.channel, block.lanes,   block.flip};
-  for (; tile.product < plan.product_count; ++tile.product) {
-    const Product& product = plan.products[tile.product];
-    if (product.pass_count == 0)
-      memset(counts, 0, static_cast<size_t>(pixels) * sizeof(counts[0]));
-    else
-      count_tile<Level>({weight, plan.runs, product.passes, plan.run_count, product.pass_count, plan.fields, plan.step},
-                        places, pixels, counts);
-    tile.windows = space.windows + (product.activation_term * g.groups + block.group) * chunk.pixels();
-    tile.odd_sum = product.odd_sum;
+  Counted tile{counts, pixels,        first,       (chunk.image * plan.rows + chunk.first) * plan.columns + first,
+               {},     space.classes, 0,           0,
+               {},     block.channel, block.lanes, block.flip};
+  for (; tile.product < plan.product_count; tile.product += tile.products) {
+    tile.products = products_at_once<Epilogue>(plan.product_count - tile.product);
+    for (int i = 0; i < tile.products; ++i) {
+      const Product& product = plan.products[tile.product + i];
+      uint32_t (*to)[kLanes] = counts + i * Level::kTile;
+      if (product.pass_count == 0)
+        memset(to, 0, static_cast<size_t>(pixels) * sizeof(counts[0]));
+      else
+        count_tile<Level>(
+            {weight, plan.runs, product.passes, plan.run_count, product.pass_count, plan.fields, plan.step}, places,
+            pixels, to);
+      tile.windows[i] = space.windows + (product.activation_term * g.groups + block.group) * chunk.pixels();
+      tile.odd_sums[i] = product.odd_sum;
+    }
     epilogue(tile, partial);
   }
 }

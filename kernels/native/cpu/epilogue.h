@@ -12,23 +12,25 @@
 namespace binarize {
 namespace {
 
-// One tile after it was counted for one product.
+constexpr int kTogether = 4;  // products that an epilogue takes at a time, at most
+
+// One tile after it was counted for some products that follow each other.
 struct Counted {
-  const uint32_t (*counts)[kLanes];
+  const uint32_t (*counts)[kLanes];  // of each product Level::kTile rows
   int pixels;
-  int64_t first_pixel;     // in the chunk
-  int64_t first_output;    // in the whole output
-  const int32_t* windows;  // of the chunk
-  const int32_t* classes;  // of the chunk
-  int product;
-  uint32_t odd_sum;
+  int64_t first_pixel;                // in the chunk
+  int64_t first_output;               // in the whole output
+  const int32_t* windows[kTogether];  // of the chunk
+  const int32_t* classes;             // of the chunk
+  int product, products;              // the first, and how many
+  uint32_t odd_sums[kTogether];
   int64_t channel;  // first of the block, over all groups
   int lanes;        // channels of the block that exist
   uint32_t flip;    // of digits: the lanes whose comparison is turned round
 };
 
-inline uint32_t base_of(const Counted& tile, int pixel) {
-  return tile.odd_sum * static_cast<uint32_t>(tile.windows[tile.first_pixel + pixel]);
+inline uint32_t base_of(const Counted& tile, int pixel, int product = 0) {
+  return tile.odd_sums[product] * static_cast<uint32_t>(tile.windows[product][tile.first_pixel + pixel]);
 }
 
 inline int64_t all_channels(const Conv2d& call) {
@@ -44,6 +46,7 @@ inline uint32_t flips_of(const Conv2d& call, int64_t channel, int lanes) {
 
 template <class Level>
 struct StoreIntegers {
+  static constexpr int kProducts = 1;
   const Conv2d& call;
   int products;
 
@@ -58,17 +61,30 @@ struct StoreIntegers {
   }
 };
 
+// What one pixel's sums are made of: N products, the sum so far, and what is added to the last sum.
+template <int N>
+struct Terms {
+  const uint32_t* counts[N];
+  uint32_t bases[N];
+  const float* scales[N];
+  const float* from;
+  const float* residual;
+};
+
 // Every multiplication and addition is rounded by itself (the build forbids contraction), so that all levels agree
 // bit for bit with the plain-torch definition.
-template <bool kLast, bool kResidual>
-__attribute__((always_inline)) inline void affine(const uint32_t* counts, uint32_t base, const float* from,
-                                                  const float* scale, const float* residual, float minimum,
-                                                  float maximum, int lanes, float* to) {
+template <int N, bool kLast, bool kResidual>
+__attribute__((always_inline)) inline void affine(const Terms<N>& terms, float minimum, float maximum, int lanes,
+                                                  float* to) {
 #pragma GCC ivdep
   for (int lane = 0; lane < lanes; ++lane) {
-    const float product = scale[lane] * static_cast<float>(static_cast<int32_t>(base - 2u * counts[lane]));
-    float y = from[lane] + product;
-    if (kLast && kResidual) y = y + residual[lane];
+    float y = terms.from[lane];
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      const float dot = static_cast<float>(static_cast<int32_t>(terms.bases[i] - 2u * terms.counts[i][lane]));
+      y = y + terms.scales[i][lane] * dot;
+    }
+    if (kLast && kResidual) y = y + terms.residual[lane];
     if (kLast) y = minimum > y ? minimum : y;
     if (kLast) y = maximum < y ? maximum : y;
     to[lane] = y;
@@ -78,6 +94,7 @@ __attribute__((always_inline)) inline void affine(const uint32_t* counts, uint32
 // Float outputs, or the codes of them.
 template <class Level, bool kCodes>
 struct StoreValues {
+  static constexpr int kProducts = kTogether;
   const Conv2d& call;
   int products;
 
@@ -89,39 +106,53 @@ struct StoreValues {
       encode_uniform(values, tile.lanes, call.low, call.inverse_step, call.top, to);
   }
 
-  template <bool kLast, bool kResidual>
+  template <int N, bool kLast, bool kResidual>
   void rows(const Counted& tile, float (*partial)[kLanes]) const {
     const int64_t channels = all_channels(call);
-    const float* scale = call.scale + tile.product * channels + tile.channel;
+    const float minimum = call.minimum, maximum = call.maximum;
+    Terms<N> terms;
+    for (int i = 0; i < N; ++i) terms.scales[i] = call.scale + (tile.product + i) * channels + tile.channel;
     for (int pixel = 0; pixel < tile.pixels; ++pixel) {
       const int64_t place = (tile.first_output + pixel) * channels + tile.channel;
       const float* bias = call.bias + tile.classes[tile.first_pixel + pixel] * channels + tile.channel;
-      const float* from = tile.product == 0 ? bias : partial[pixel];
-      const float* residual = kResidual ? call.residual + place : nullptr;
+      terms.from = tile.product == 0 ? bias : partial[pixel];
+      terms.residual = kResidual ? call.residual + place : nullptr;
+      for (int i = 0; i < N; ++i) {
+        terms.counts[i] = tile.counts[i * Level::kTile + pixel];
+        terms.bases[i] = base_of(tile, pixel, i);
+      }
       float* to = kLast && !kCodes ? call.values + place : partial[pixel];
-      const uint32_t base = base_of(tile, pixel);
       if (tile.lanes == kLanes)
-        affine<kLast, kResidual>(tile.counts[pixel], base, from, scale, residual, call.minimum, call.maximum, kLanes,
-                                 to);
+        affine<N, kLast, kResidual>(terms, minimum, maximum, kLanes, to);
       else
-        affine<kLast, kResidual>(tile.counts[pixel], base, from, scale, residual, call.minimum, call.maximum,
-                                 tile.lanes, to);
+        affine<N, kLast, kResidual>(terms, minimum, maximum, tile.lanes, to);
       if (kLast && kCodes) encode(to, tile.first_output + pixel, tile);
     }
   }
 
-  void operator()(const Counted& tile, float (*partial)[kLanes]) const {
-    if (tile.product + 1 < products)
-      rows<false, false>(tile, partial);
+  template <int N>
+  void some_rows(const Counted& tile, float (*partial)[kLanes]) const {
+    if (tile.product + N < products)
+      rows<N, false, false>(tile, partial);
     else if (call.residual != nullptr)
-      rows<true, true>(tile, partial);
+      rows<N, true, true>(tile, partial);
     else
-      rows<true, false>(tile, partial);
+      rows<N, true, false>(tile, partial);
+  }
+
+  void operator()(const Counted& tile, float (*partial)[kLanes]) const {
+    if (tile.products == 4)
+      some_rows<4>(tile, partial);
+    else if (tile.products == 2)
+      some_rows<2>(tile, partial);
+    else
+      some_rows<1>(tile, partial);
   }
 };
 
 template <class Level>
 struct StoreDigits {
+  static constexpr int kProducts = 1;
   const Conv2d& call;
   int products;
 
