@@ -42,7 +42,7 @@ def contenders(channels: int, size: int, planes: int) -> dict[str, Callable[[], 
     values = torch.randint(0, 2**planes, (1, channels, size, size))
     operands = {
         "planes": (pack_digits(values, planes), prepare_weight(bits, **sizes)),
-        "codes": (pack_codes(values[None]), fold_weight(bits, (planes,), **sizes)),
+        "codes": (pack_codes(values[None]), fold_weight(bits, (planes,), **sizes, narrow=True)),
     }
     epilogue = torch.rand(1, channels), torch.zeros(1, channels), None, None, None
     calls: dict[str, Callable[[], object]] = {}

@@ -81,7 +81,8 @@ def fold_weight(
 
     Returns:
         Int8 ``(groups, t, blocks, taps, depth / 4, 32, 4)``: blocks of 32 output channels of the group, kernel taps,
-        quads of input channels, output channels of the block, channels of the quad; what is filled up is 0.
+        quads of input channels, output channels of the block, channels of the quad; what is filled up is 0. Narrow:
+        uint8 ``(groups, t, blocks, taps, depth / 4, 16 b)`` of fields of b bits.
     """
     shape = folded_shape(
         len(terms), out_channels=out_channels, channels_per_group=channels_per_group, kernel=kernel, groups=groups

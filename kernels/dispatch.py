@@ -1,6 +1,6 @@
 """The table of CPU levels, best first, and the choice between them; the door to the kernels of a GPU.
 
-``BINARIZE_KERNEL=name`` forces one level, ``name,name`` the better of some; `levels` says which run here and why the
+``BINARIZE_KERNEL=name`` forces one level, ``name,name`` the best of some; `levels` says which run here and why the
 others do not.
 """
 
@@ -18,7 +18,7 @@ from binarize.kernels.cuda.devices import cuda_kernels
 from binarize.kernels.finish import Finish
 from binarize.kernels.problem import Conv2dProblem, UniformCode
 
-__all__ = ["LEVELS", "Kernels", "Level", "choose", "kernels_for", "levels"]
+__all__ = ["LEVELS", "Kernels", "Level", "choose", "kernels_for", "levels", "names_in"]
 
 _VARIABLE = "BINARIZE_KERNEL"
 
@@ -185,10 +185,15 @@ def kernels_for(x: Tensor, problem: Conv2dProblem | None = None) -> Kernels:
     return cuda_kernels(x.device, problem) if x.is_cuda else choose(problem)
 
 
+def names_in(forced: str) -> list[str]:
+    """Return the levels that a value of ``BINARIZE_KERNEL`` names."""
+    return [name.strip() for name in forced.split(",")]
+
+
 @functools.lru_cache(maxsize=4096)
 def _choose(problem: Conv2dProblem | None, forced: str | None) -> Kernels:
     known = [level.name for level in LEVELS]
-    wanted = forced.split(",") if forced is not None else known
+    wanted = names_in(forced) if forced is not None else known
     for name in wanted:
         if name not in known:
             why = f"no such kernel{nearest(name, known)}; {_VARIABLE} may be one of {', '.join(known)}"

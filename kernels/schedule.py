@@ -17,6 +17,7 @@ from torch import Tensor
 
 from binarize.errors import ModelError
 from binarize.kernels.compiled import native
+from binarize.kernels.dispatch import names_in
 
 __all__ = ["Draft", "Program", "Value", "dense_level", "empty", "why_not_compiled"]
 
@@ -46,7 +47,7 @@ def dense_level() -> int:
 @functools.lru_cache(maxsize=16)
 def _dense_level(forced: str) -> int:
     rows: list[tuple[str, bool]] = native.dense_levels()
-    wanted = tuple(forced.split(","))
+    wanted = names_in(forced)
     here = [
         index
         for index, (name, runs) in enumerate(rows)

@@ -74,8 +74,8 @@ def cases(draw, single=False, narrow=False):
         return draw(st.integers(low, high)), draw(st.integers(low, high))
 
     def terms(least=1):
-        most = 1 if single else 3
-        return tuple(draw(st.lists(st.integers(least, 8), min_size=1, max_size=most).filter(any)))
+        most, planes = 1 if single else 3, draw(st.sampled_from((1, 2, 4, 8)))
+        return tuple(draw(st.lists(st.integers(least, planes), min_size=1, max_size=most).filter(any)))
 
     kernel, stride, dilation, padding = pair(1, 7), pair(1, 3), pair(1, 3), pair(0, 4)
     if draw(st.booleans()):  # square windows without holes are what networks have

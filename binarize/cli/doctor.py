@@ -102,4 +102,8 @@ def _sentences(found: dict[str, Any]) -> list[str]:
 def _kernel(found: dict[str, Any], route: str) -> str:
     """Return the name of the kernel that runs a route, or "none"."""
     rows = [row for row in found["kernels"] if row["reason"] is None and route in row["routes"]]
-    return next((row["name"] for row in rows if found["forced_kernel"] in (None, row["name"])), "none")
+    from binarize.kernels.dispatch import names_in
+
+    forced = found["forced_kernel"]
+    wanted = names_in(forced) if forced else [row["name"] for row in rows]
+    return next((row["name"] for row in rows if row["name"] in wanted), "none")

@@ -24,10 +24,6 @@ def may_choose(x: Tensor) -> bool:
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-# not compiled: which images go where differs from call to call, and every case would be compiled anew. By torch's own
-# door: `torch.compiler.disable` imports the compiler, 150 MB and more than a second, for every network that is loaded.
-@_disable_dynamo
-@torch.no_grad()
 def run_chosen(
     bodies: Sequence[nn.Module],
     gather: Callable[[int, Sequence[int]], Tensor],
@@ -49,6 +45,20 @@ def run_chosen(
         The weighted sum ``(n, ...)``, the same bits as that of all branches with the others at weight 0, and for each
         branch its output ``(...)`` per image, or the sum where it did not run: views, without memory of their own.
     """
+    # Not compiled: which images go where differs from call to call, and every case would be compiled anew. The guard
+    # against it imports the compiler, 150 MB and more than a second, so it stands only where one is at work.
+    run = _disable_dynamo(_run_chosen) if torch.compiler.is_compiling() else _run_chosen
+    return run(bodies, gather, weights, ran, rows)
+
+
+@torch.no_grad()
+def _run_chosen(
+    bodies: Sequence[nn.Module],
+    gather: Callable[[int, Sequence[int]], Tensor],
+    weights: Tensor,
+    ran: Tensor,
+    rows: bool,
+) -> tuple[Tensor, list[Rows]]:
     total: Tensor | None = None
     outputs: list[tuple[list[int], Tensor]] = []
     for k, images in enumerate(_images(ran)):

@@ -1,5 +1,8 @@
 """Networks of branches in files: back bit for bit, and what does not fit together is refused."""
 
+import subprocess
+import sys
+
 import group_nets
 import pytest
 from artifacts import assert_same, forged, module, refused
@@ -30,6 +33,15 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("branches") / "net.safetensors"
     save(binarize.pack(group_nets.net(3, executed=2, gates=3)), path)
     return None, path
+
+
+def test_routed_branches_load_and_run_without_the_compiler(file):
+    run = f"net = binarize.load({str(file[1])!r}); net(torch.zeros({tuple(IMAGES.shape)}))"
+    code = f"import sys, torch, binarize; {run}; print('torch._dynamo' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "False"
 
 
 def edit(path, **arguments):

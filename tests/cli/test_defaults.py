@@ -72,6 +72,15 @@ def test_doctor_reads_well_without_extras_and_ends_well():
     assert f"on {torch.get_num_threads()} of {os.cpu_count()} CPUs" in result.stdout
 
 
+def test_doctor_names_the_kernels_that_the_environment_asks_for(monkeypatch):
+    monkeypatch.setenv("BINARIZE_KERNEL", "scalar, reference")
+
+    printed = run("doctor").stdout
+
+    assert "route popcount: scalar (BINARIZE_KERNEL)" in printed
+    assert "route int8: scalar (BINARIZE_KERNEL)" in printed
+
+
 def test_schemes_tell_their_paper():
     printed = run("schemes").stdout
 

@@ -48,10 +48,11 @@ def test_accumulators_are_the_exact_convolutions_of_codes_with_odd_weights(level
 
 
 @level_of
-@pytest.mark.parametrize("terms", [(0, 1), (1, 0, 0, 8), (0, 2)])
+@pytest.mark.parametrize("terms", [(0, 1), (1, 0, 0, 8), (0, 2), (3, 0)])
 def test_a_term_without_planes_sums_the_codes_of_the_window(level, codes, terms):
     """docs/methods.md: the offset of a weight meets every activation plane in its window sum alone."""
     case = make_case(Conv2dProblem(70, 40, (3, 2), (2, 1), (1, 3), (1, 2), 2, terms, (3, 1), codes), 2, 7, 6, seed=1)
+    case = dataclasses.replace(case, narrow=True)
     with forced(level):
         seen = ops.conv2d_integer(case.x, case.weight, *case.geometry).double()
 
@@ -129,12 +130,14 @@ def test_thresholds_compare_the_exact_sums(level, codes, case):
 @pytest.mark.parametrize("fill", [-1, 1])
 @pytest.mark.parametrize(
     ("weight_terms", "activation_terms"),
-    [((1,), (1,)), ((8,), (8,)), ((4, 4), (4, 4)), ((7,), (8,)), ((8,), (7,))],  # the last two: just within 16 bits
-)
-def test_equal_operands_do_not_overflow_any_narrow_counter(level, codes, fill, weight_terms, activation_terms):
+    [((1,), (1,)), ((8,), (8,)), ((4, 4), (4, 4)), ((7,), (8,)), ((8,), (7,)),  # the last two: just within 16 bits
+     ((2,), (8,)), ((4,), (8,))],
+)  # fmt: skip
+@pytest.mark.parametrize("narrow", [False, True])
+def test_equal_operands_do_not_overflow_any_narrow_counter(level, codes, fill, weight_terms, activation_terms, narrow):
     window = (3, 3), (1, 1), (1, 1), (1, 1)
     problem = Conv2dProblem(512, 33, *window, 1, weight_terms, activation_terms, codes)
-    case = make_case(problem, 1, 4, 5, seed=0, fill=fill)
+    case = dataclasses.replace(make_case(problem, 1, 4, 5, seed=0, fill=fill), narrow=narrow)
     with forced(level):
         assert torch.equal(ops.conv2d_integer(case.x, case.weight, *case.geometry).double(), case.sums())
 
@@ -144,7 +147,7 @@ def test_equal_operands_do_not_overflow_any_narrow_counter(level, codes, fill, w
 @pytest.mark.parametrize("groups", [1, 5])
 def test_any_number_of_threads_gives_the_same_bits(level, codes, kernel, groups):
     problem = Conv2dProblem(320, 90, (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1), groups, (2,), (2,), codes)
-    case = make_case(problem, 2, 19, 17, seed=0)
+    case = dataclasses.replace(make_case(problem, 2, 19, 17, seed=0), narrow=True)
     thresholds, flip = torch.zeros(1, 90, dtype=torch.int32), torch.zeros(90, dtype=torch.bool)
     seen = []
     with forced(level, problem):

@@ -88,7 +88,8 @@ inline const uint32_t* weight_of(const Plan& plan, const Workspace& space, const
   const uint32_t* stored = plan.call->weight + block.group * plan.group_words + block.index * plan.block_words;
   if (!plan.widens) return stored;
   for (int term = 0; term < g.weight_terms; ++term)
-    widen(stored + term * plan.plane_words, g.narrow, plan.taps * g.words, space.weight + term * plan.used_words);
+    if (g.weight_planes[term] > 0)  // the constant +1 is not multiplied
+      widen(stored + term * plan.plane_words, g.narrow, plan.taps * g.words, space.weight + term * plan.used_words);
   return space.weight;
 }
 

@@ -17,6 +17,7 @@ void widen_fields(const uint8_t* from, int64_t words, int8_t* to) {
   for (int64_t word = 0; word < words; ++word, from += kBytes)
     for (int shift = 0; shift < 8; shift += kBits, to += kBytes)
 #pragma GCC ivdep
+#pragma GCC unroll 1  // unrolled, sixteen turns are no loop any more that becomes vectors
       for (int byte = 0; byte < kBytes; ++byte) to[byte] = static_cast<int8_t>((from[byte] >> shift & kMask) - kHalf);
 }
 

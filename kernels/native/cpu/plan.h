@@ -15,7 +15,8 @@ struct Product {
   const Pass* passes;
   int pass_count;
   int activation_term;
-  uint32_t odd_sum;  // the odd weight where nothing is counted: 2^planes - 1, of codes -1; or the constant 1
+  uint32_t odd_sum;  // the odd weight where nothing is counted: 2^planes - 1, of codes -1, or 2^bits - 1 of fields; or
+                     // the constant 1
 };
 
 struct Plan {

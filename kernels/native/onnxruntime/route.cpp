@@ -22,8 +22,8 @@ bool lists(const char* names, const char* name) {
   if (names == nullptr) return true;
   const size_t length = strlen(name);
   for (const char* at = names; at != nullptr; at = strchr(at, ',')) {
-    if (*at == ',') ++at;
-    if (strncmp(at, name, length) == 0 && (at[length] == ',' || at[length] == '\0')) return true;
+    while (*at == ',' || *at == ' ') ++at;
+    if (strncmp(at, name, length) == 0 && strchr(", ", at[length]) != nullptr) return true;
   }
   return false;
 }

@@ -98,8 +98,10 @@ Words fold_weight(const LayerSizes& sizes, const uint8_t* bits) {
   const int64_t quads = sizes.words(true), taps = sizes.taps(), row_bytes = (sizes.depth() + 7) / 8;
   const int64_t per_group = sizes.outputs / sizes.groups;
   const int narrow = narrow_bits(sizes), field = narrow > 0 ? narrow : 8, bytes = 16 * field;
-  const int zero = narrow > 0 ? 1 << (narrow - 1) : 0;  // the field of weight 0
-  Words made = zeros(sizes.groups * terms * blocks * taps * quads * kBlock * field / 8);
+  const int64_t words = sizes.groups * terms * blocks * taps * quads * kBlock * field / 8;
+  Words made = zeros(words);
+  const int zeros_of[] = {0, 0xff, 0xaa, 0, 0x88};  // a byte of fields of weight 0
+  memset(made.get(), zeros_of[narrow], static_cast<size_t>(words) * 4);
   int64_t plane = 0;
   for (int64_t term = 0; term < terms; ++term) {
     const int planes = sizes.weight_terms[static_cast<size_t>(term)];
@@ -114,7 +116,7 @@ Words fold_weight(const LayerSizes& sizes, const uint8_t* bits) {
         byte = static_cast<uint8_t>(byte + value * (1 << number / bytes * field));
       };
       for (int64_t tap = 0; tap < taps; ++tap)
-        for (int64_t channel = 0; channel < sizes.channels; ++channel) add(channel, tap, zero - half);
+        for (int64_t channel = 0; channel < sizes.channels; ++channel) add(channel, tap, -half);
       for (int place = 0; place < planes; ++place)
         each_set(bits + ((plane + place) * sizes.outputs + output) * row_bytes, sizes,
                  [=](int64_t channel, int64_t tap) { add(channel, tap, 1 << place); });

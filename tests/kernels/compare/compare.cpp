@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <array>
 #include <random>
 #include <vector>
 
@@ -57,15 +58,17 @@ bool conv2d(const Level& level, const Level& plain) {
   g.codes = draw(0, 1) == 1 || !level.planes;
   g.groups = draw(1, 2), g.out_channels = draw(1, 70), g.words = g.codes ? draw(1, 30) : 2 * draw(1, 8);
   draw_window(g, call.h, call.w, call.out_h, call.out_w);
-  g.weight_terms = draw(1, 2), g.activation_terms = draw(1, 2);
-  for (int term = 0; term < g.weight_terms; ++term) g.weight_planes[term] = draw(1, 4);
+  g.weight_terms = draw(1, 3), g.activation_terms = draw(1, 3);
+  if (g.codes) g.narrow = std::array{0, 1, 2, 4}[static_cast<size_t>(draw(0, 3))];
+  const int planes = g.narrow > 0 ? g.narrow : 4;
+  for (int term = 0; term < g.weight_terms; ++term) g.weight_planes[term] = draw(term == 0, planes);
   for (int term = 0; term < g.activation_terms; ++term) g.activation_planes[term] = draw(1, 4);
   for (int term = 0; term < g.weight_terms; ++term) g.weight_strips += g.codes ? 1 : g.weight_planes[term];
   for (int term = 0; term < g.activation_terms; ++term) g.activation_strips += g.codes ? 1 : g.activation_planes[term];
   const int64_t channels = static_cast<int64_t>(g.groups) * g.out_channels, blocks = (g.out_channels + 31) / 32;
   const auto word = [] { return generator(); };
   call.geometry = &g;
-  call.n = draw(1, 2), call.threads = 1;
+  call.n = draw(1, 2), call.threads = draw(1, 3);
   const auto x = filled<uint32_t>(call.n * call.h * call.w * g.groups * g.activation_strips * g.words, word);
   const auto weight = filled<uint32_t>(
       static_cast<int64_t>(g.groups) * g.weight_strips * blocks * g.kernel_h * g.kernel_w * g.words * 32, word);
