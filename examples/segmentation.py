@@ -52,16 +52,21 @@ class Block(nn.Module):
 
 
 class Dilated(nn.Module):
-    """Residual stages of output stride 8, the last two dilated instead of strided, and a head of parallel dilations."""
+    """Residual stages of output stride 8, the last two dilated instead of strided, and a head of parallel dilations.
 
-    def __init__(self, classes: int, width: int, pyramid: Sequence[int] = (1, 6, 12)) -> None:
+    Strided, the last two stages are those of a classifier, and the output stride is 32.
+    """
+
+    def __init__(self, classes: int, width: int, pyramid: Sequence[int] = (1, 6, 12), strided: bool = False) -> None:
         super().__init__()
-        each = 3 * width // len(pyramid)
+        each, stride = 3 * width // len(pyramid), 2 if strided else 1
+        third, fourth = (1, 1) if strided else (2, 4)  # dilations
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.stage1 = nn.Sequential(Block(width, width, 2), Block(width, width))
         self.stage2 = nn.Sequential(Block(width, 2 * width, 2), Block(2 * width, 2 * width))
-        self.stage3 = nn.Sequential(Block(2 * width, 4 * width, 1, 2), Block(4 * width, 4 * width, 1, 2))
-        self.stage4 = nn.Sequential(Block(4 * width, 4 * width, 1, 4), Block(4 * width, 4 * width, 1, 4))
+        wide = 4 * width
+        self.stage3 = nn.Sequential(Block(2 * width, wide, stride, third), Block(wide, wide, 1, third))
+        self.stage4 = nn.Sequential(Block(wide, wide, stride, fourth), Block(wide, wide, 1, fourth))
         self.pyramid = nn.ModuleList(
             nn.Sequential(nn.Conv2d(4 * width, each, 3, 1, rate, rate, bias=False), nn.BatchNorm2d(each), nn.ReLU())
             for rate in pyramid
@@ -98,6 +103,7 @@ class Table:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.results: dict[str, Any] = {}
         self.head = "" if given.pyramid == (1, 6, 12) else "-head-" + "-".join(map(str, given.pyramid))
+        self.head += "-strided" if given.strided else ""
         options = {**STATISTICS, "input_shape": given.input_shape, "batch_size": given.batch, "limit": given.limit}
         self.data = binarize.load_data(given.train, shuffle=True, augment="zoom", workers=1, **options)
         self.plain = binarize.load_data(given.train, shuffle=True, **options)
@@ -105,7 +111,7 @@ class Table:
 
     def original(self) -> nn.Module:
         """Return the teacher, trained at most once."""
-        model = Dilated(len(self.data.classes), self.given.width, self.given.pyramid)
+        model = Dilated(len(self.data.classes), self.given.width, self.given.pyramid, self.given.strided)
         weights = self.folder / f"original{self.head}.pt"
         if weights.exists():
             model.load_state_dict(torch.load(weights, weights_only=True))
@@ -118,9 +124,10 @@ class Table:
     def row(self, scheme: str, model: nn.Module) -> None:
         """Convert, fine-tune and pack by one scheme."""
         ways = [self.given.learn] if self.given.learn != "teacher" else []
-        words = "-".join([scheme, *ways, *(self.given.stage or [])])
+        late = {f"stage{number}.*": self.given.late for number in (3, 4)} if self.given.late else {}
+        words = "-".join([scheme, *([self.given.late] if late else []), *ways, *(self.given.stage or [])])
         name = "".join(letter if letter.isalnum() else "-" for letter in words) + self.head
-        net = binarize.convert(model, scheme=scheme, data=self.plain)
+        net = binarize.convert(model, recipe=binarize.Recipe(scheme, layers=late), data=self.plain)
         found = {"converted": binarize.evaluate(net, self.test).miou}
         by: dict[str, Any] = {"teacher": model}
         if self.given.learn == "masks":
@@ -143,7 +150,7 @@ class Table:
             binarize.summary(packed), self.folder / f"{name}.html", title=f"{scheme} on {self.given.val}",
             pictures={columns: png(picture)},
         )  # fmt: skip
-        self.keep(scheme, found)
+        self.keep(" ".join([scheme, *([self.given.late] if late else [])]), found)
 
     def keep(self, name: str, found: dict[str, Any]) -> None:
         """Write the results, this one among them."""
@@ -161,6 +168,10 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--original-epochs", type=int, default=60)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--pyramid", type=shape, default=(1, 6, 12), help="dilations of the head's convolutions")
+    parser.add_argument("--strided", action="store_true", help="stages 3 and 4 as in a classifier: output stride 32")
+    parser.add_argument(
+        "--late", help="another scheme for stages 3 and 4, such as group-net:k=5,rates=2-6,strides=drop"
+    )
     parser.add_argument("--learn", choices=("teacher", "masks"), default="teacher", help="what fine-tuning goes by")
     parser.add_argument("--stage", action="append", help="tanh:epochs=6, then binary, say; repeatable, in order")
     parser.add_argument("--width", type=int, default=32)

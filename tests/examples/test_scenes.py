@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import binarize
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,6 +40,17 @@ def test_segmentation_gives_the_same_masks_packed_and_pictures_of_them(tmp_path,
     assert "data:image/png;base64," in page
     # two scenes of 48 x 64 in four columns, 4 pixels between them
     assert (tmp_path / "group-net-k-2-rates-2-3.png").read_bytes()[16:24] == bytes([0, 0, 1, 12, 0, 0, 0, 100])
+
+
+def test_late_stages_take_a_scheme_of_their_own_and_lose_their_strides(tmp_path):
+    late = "group-net:k=2,rates=1-2,strides=drop"
+    words = ("--tiny", "--strided", "--stage", "tanh:epochs=1", "--stage", "binary", "--pictures", 1)
+    example("segmentation.py", tmp_path, *words, "--scheme", "group-net:k=2", "--late", late)
+
+    net = binarize.load(next(tmp_path.glob("*.safetensors")))
+    strides = {(name.split(".")[0], m.geometry.stride) for name, m in net.named_modules() if hasattr(m, "geometry")}
+    assert ("stage2", (2, 2)) in strides
+    assert {stride for stage, stride in strides if stage in ("stage3", "stage4")} == {(1, 1)}
 
 
 @pytest.mark.parametrize("model", ["one-stage", "two-stage"])
