@@ -20,7 +20,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from binarize.errors import ModelError
+from binarize.errors import ModelError, NoKernelError
 from binarize.layers.binary import BinaryConv2d, BinaryLayer, BinaryLinear
 from binarize.layers.binary_nd import BinaryConvNd
 from binarize.layers.branches import branch_groups
@@ -141,6 +141,8 @@ def _run(net: nn.Module, arguments: tuple[Any, ...]) -> None:
     modes = {module: module.training for module in net.modules()}
     try:
         net.eval()(*arguments)
+    except NoKernelError:  # says itself what was tried, and is not about the images
+        raise
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as cause:
         shapes = ", ".join(_shape(argument) for argument in arguments)
         said = str(cause).strip().partition("\n")[0] or type(cause).__name__

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from binarize.errors import DataError, ModelError
+from binarize.errors import DataError, ModelError, NoKernelError
 from binarize.layers.halves import as_taken
 from binarize.scenes import VOID
 
@@ -279,6 +279,8 @@ def run_on(network: nn.Module, images: Any) -> Any:
         images = as_taken(network, images)
     try:
         return network(images)
+    except NoKernelError:  # says itself what was tried, and is not about the images
+        raise
     except (RuntimeError, TypeError, AttributeError) as error:  # what torch raises for inputs that do not fit
         if isinstance(images, list):
             what = "the data is for detection, and the network takes no list of images"

@@ -177,6 +177,14 @@ class Summary:
             lines.append(f"reconstruction brought {better} of {len(alone)} groups closer to the original")
         if self.recipe.stages:
             lines.append(f"stages of fine-tuning: {'; '.join(self.recipe.stages)}")
+        if epochs := self.details.get("training", {}).get("epochs"):
+            lines.append(
+                f"fine-tuned for {len(epochs)} epochs, loss {epochs[0]['loss']:.4f} to {epochs[-1]['loss']:.4f}"
+            )
+        for when, found in self.details.get("metrics", {}).items():
+            figures = found if isinstance(found, Mapping) else {"": found}
+            named = [f"{name} {value:.4f}".strip() for name, value in figures.items() if isinstance(value, float)]
+            lines += [f"{when}: {', '.join(named)}"] if named else []
         lines += [f"not traced: {path or 'the model'} ({reason})" for path, reason in self.uncaptured.items()]
         return lines
 

@@ -85,7 +85,7 @@ def _package_rows(packages: dict[str, str | None]) -> list[tuple[str, str, str]]
 def _sentences(found: dict[str, Any]) -> list[str]:
     rates = found["products_per_nanosecond"]
     forced = " (BINARIZE_KERNEL)" if found["forced_kernel"] else ""
-    asked = f"; {found['asked_route']} is asked for (BINARIZE_ROUTE)" if found["asked_route"] else ""
+    routed = f"{found['asked_route']} (BINARIZE_ROUTE)" if found["asked_route"] else "the quicker route"
     device = found["cuda_device"] or "none"
     gpu = "packed networks run on it" if found["cuda_reason"] is None else found["cuda_reason"]
     return [
@@ -94,16 +94,34 @@ def _sentences(found: dict[str, Any]) -> list[str]:
             f"route {route}: {_kernel(found, route)}{forced}, {rates[route]:.0f} products a nanosecond"
             for route in rates
         ),
-        f"packed layers take the quicker route{asked}, on {found['threads']} of {found['cpus']} CPUs",
+        f"packed layers take {routed}, on {found['threads']} of {found['cpus']} CPUs",
         f"GPU: {device}; {gpu}",
+        *_wrong(found),
     ]
+
+
+def _wrong(found: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the environment's wishes: names that do not exist or do not run here."""
+    from binarize.errors import nearest
+    from binarize.kernels.dispatch import names_in
+
+    reasons = {row["name"]: row["reason"] for row in found["kernels"]}
+    lines = []
+    for name in names_in(found["forced_kernel"]) if found["forced_kernel"] else ():
+        why = reasons[name] if name in reasons else f"there is no such kernel{nearest(name, list(reasons))}"
+        if why is not None:
+            lines.append(f"BINARIZE_KERNEL names {name!r}: {why}")
+    route = found["asked_route"]
+    if route and route not in found["products_per_nanosecond"]:
+        lines.append(f"BINARIZE_ROUTE is {route!r}: there is no such route{nearest(route, ROUTE_OF_FORM.values())}")
+    return lines
 
 
 def _kernel(found: dict[str, Any], route: str) -> str:
     """Return the name of the kernel that runs a route, or "none"."""
-    rows = [row for row in found["kernels"] if row["reason"] is None and route in row["routes"]]
     from binarize.kernels.dispatch import names_in
 
+    rows = [row for row in found["kernels"] if row["reason"] is None and route in row["routes"]]
     forced = found["forced_kernel"]
     wanted = names_in(forced) if forced else [row["name"] for row in rows]
     return next((row["name"] for row in rows if row["name"] in wanted), "none")

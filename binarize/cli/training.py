@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from binarize.cli.output import note
+
 if TYPE_CHECKING:
     from binarize.finetune import Settings, Step
 
@@ -58,11 +60,14 @@ def settings_of(given: dict[str, Any], seed: int) -> "Settings":
 
 @contextlib.contextmanager
 def training_bar() -> Iterator["Callable[[Step], None] | None"]:
-    """Give a callback that draws epoch, loss, accuracy, rate and the time left, or None without a terminal."""
+    """Give a callback that draws epoch, loss, accuracy, rate and the time left; without a terminal a line per epoch."""
     from binarize.training.processes import is_writer
 
-    if not sys.stderr.isatty() or not is_writer():
+    if not is_writer():
         yield None
+        return
+    if not sys.stderr.isatty():
+        yield lambda step: note(_line(step)) if step.done == step.total else None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

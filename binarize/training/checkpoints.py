@@ -41,8 +41,8 @@ class Checkpoints:
         except OSError as cause:
             raise OutputError(f"cannot write checkpoints to {self.folder}: {cause.strerror}; name a folder") from cause
         if self.path.exists() and not resume:
-            remedy = "resume that run, or give another folder"
-            raise TrainingError(f"cannot start a run in {self.folder}: it holds the checkpoint of another; {remedy}")
+            remedy = "resume it (--resume, resume=True), or give another folder"
+            raise TrainingError(f"cannot start a run in {self.folder}: it holds the checkpoint of one; {remedy}")
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Write ``state``.

@@ -81,6 +81,16 @@ def test_doctor_names_the_kernels_that_the_environment_asks_for(monkeypatch):
     assert "route int8: scalar (BINARIZE_KERNEL)" in printed
 
 
+def test_doctor_tells_what_is_wrong_with_the_wishes_of_the_environment(monkeypatch):
+    monkeypatch.setenv("BINARIZE_KERNEL", "scalar,avx3")
+    monkeypatch.setenv("BINARIZE_ROUTE", "int9")
+
+    printed = run("doctor").stdout
+
+    assert "BINARIZE_KERNEL names 'avx3': there is no such kernel (did you mean" in printed
+    assert "BINARIZE_ROUTE is 'int9': there is no such route (did you mean 'int8'?)" in printed
+
+
 def test_schemes_tell_their_paper():
     printed = run("schemes").stdout
 

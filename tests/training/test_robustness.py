@@ -89,7 +89,7 @@ def test_a_finished_run_resumes_to_the_same_network(tmp_path):
 def test_the_run_of_another_is_not_overwritten(tmp_path):
     finetune(converted(), data(), teacher=teacher(), epochs=1, checkpoint=tmp_path)
 
-    with pytest.raises(TrainingError, match="holds the checkpoint of another; resume"):
+    with pytest.raises(TrainingError, match="holds the checkpoint of one; resume"):
         finetune(converted(), data(), teacher=teacher(), epochs=1, checkpoint=tmp_path)
 
 
