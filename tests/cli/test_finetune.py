@@ -51,7 +51,8 @@ def test_what_validation_found_is_said_where_no_bar_is_drawn(desk, trainable, tm
     result = run("finetune", trainable, "-o", tmp_path / "out.safetensors", *words)
 
     assert re.search(r"after epoch 1: top1 [01]\.\d{4}$", result.stderr, re.MULTILINE)
-    assert re.search(r"^binarize: epoch 1/1  loss \d\.\d{4}  top-1 [\d.]+%  [\d,]+ images/s", result.stderr, re.MULTILINE)
+    progress = r"^binarize: epoch 1/1  loss \d\.\d{4}  top-1 [\d.]+%  [\d,]+ images/s"
+    assert re.search(progress, result.stderr, re.MULTILINE)
 
 
 def test_a_model_is_converted_first_and_is_its_own_teacher(desk, tmp_path):
