@@ -81,11 +81,8 @@ def _four(signs: Tensor, digit: Tensor, channels: int) -> Call:
     rates, scale, bias = speeds(), torch.rand(4, channels), torch.zeros(1, channels)
     if rates.nanoseconds(folded) < rates.nanoseconds(problem):
         sizes = {"out_channels": channels, "channels_per_group": channels, "kernel": (3, 3)}
-        problem, x, weight = (
-            folded,
-            pack_codes(digit[None]),
-            fold_weight(pack_signs(signs), (1,) * 4, **sizes, narrow=True),
-        )
+        problem, x = folded, pack_codes(digit[None])
+        weight = fold_weight(pack_signs(signs), (1,) * 4, **sizes, narrow=True)
     else:
         x, weight = pack_digits(digit, 1), _weight(signs, channels)
 

@@ -177,15 +177,20 @@ class Summary:
             lines.append(f"reconstruction brought {better} of {len(alone)} groups closer to the original")
         if self.recipe.stages:
             lines.append(f"stages of fine-tuning: {'; '.join(self.recipe.stages)}")
+        lines += self._reached()
+        lines += [f"not traced: {path or 'the model'} ({reason})" for path, reason in self.uncaptured.items()]
+        return lines
+
+    def _reached(self) -> list[str]:
+        """Return what fine-tuning did, and the figures measured so far."""
+        lines = []
         if epochs := self.details.get("training", {}).get("epochs"):
-            lines.append(
-                f"fine-tuned for {len(epochs)} epochs, loss {epochs[0]['loss']:.4f} to {epochs[-1]['loss']:.4f}"
-            )
+            losses = epochs[0]["loss"], epochs[-1]["loss"]
+            lines.append(f"fine-tuned for {len(epochs)} epochs, loss {losses[0]:.4f} to {losses[1]:.4f}")
         for when, found in self.details.get("metrics", {}).items():
             figures = found if isinstance(found, Mapping) else {"": found}
             named = [f"{name} {value:.4f}".strip() for name, value in figures.items() if isinstance(value, float)]
             lines += [f"{when}: {', '.join(named)}"] if named else []
-        lines += [f"not traced: {path or 'the model'} ({reason})" for path, reason in self.uncaptured.items()]
         return lines
 
     def _by_scheme(self) -> str:

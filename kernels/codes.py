@@ -18,6 +18,7 @@ from binarize.kernels.format import BLOCK, parts_of, unpack_signs
 __all__ = [
     "depth",
     "field_bits",
+    "field_bytes",
     "fold_weight",
     "folded_shape",
     "narrow_weight",
@@ -88,7 +89,7 @@ def fold_weight(
         len(terms), out_channels=out_channels, channels_per_group=channels_per_group, kernel=kernel, groups=groups
     )
     field = field_bits(terms) if narrow else None
-    size, dtype = (shape, torch.int8) if field is None else ((*shape[:-2], _bytes_of(field)), torch.uint8)
+    size, dtype = (shape, torch.int8) if field is None else ((*shape[:-2], field_bytes(field)), torch.uint8)
     made = bits.new_empty(size, dtype=dtype)
     for place, part in parts_of(bits, groups):
         folded = _folded_blocks(part, terms, channels_per_group, (*made[:, :, place].shape[:5], BLOCK, _QUAD))
@@ -101,7 +102,7 @@ def field_bits(terms: tuple[int, ...]) -> int | None:
     return next((bits for bits in _FIELDS if bits >= max(terms)), None)
 
 
-def _bytes_of(field: int) -> int:
+def field_bytes(field: int) -> int:
     """Bytes of the fields of one quad of input channels and a block of outputs."""
     return BLOCK * _QUAD * field // 8
 
@@ -116,7 +117,7 @@ def narrow_weight(folded: Tensor, field: int) -> Tensor:
     Returns:
         Uint8 ``(..., 16 field)``: field i of byte j holds number ``16 field i + j`` of the 128, plus ``2^(field - 1)``.
     """
-    values = (folded.flatten(-2).to(torch.int16) + 2 ** (field - 1)).unflatten(-1, (8 // field, _bytes_of(field)))
+    values = (folded.flatten(-2).to(torch.int16) + 2 ** (field - 1)).unflatten(-1, (8 // field, field_bytes(field)))
     places = field * torch.arange(8 // field, device=folded.device, dtype=torch.int16)
     fields: Tensor = values << places[:, None]
     return fields.sum(-2).to(torch.uint8)

@@ -6,7 +6,7 @@ import math
 from typing import final
 
 from binarize.errors import ModelError
-from binarize.kernels.codes import depth, field_bits, folded_shape
+from binarize.kernels.codes import depth, field_bits, field_bytes, folded_shape
 from binarize.kernels.format import prepared_shape, words
 
 __all__ = ["Conv2dProblem", "UniformCode"]
@@ -112,7 +112,7 @@ class Conv2dProblem:
     @functools.cached_property
     def narrow_shape(self) -> tuple[int, ...] | None:
         """Shape of the narrow weight, if there is one."""
-        return None if self.narrow_bits is None else (*self.weight_shape[:-2], 16 * self.narrow_bits)
+        return None if self.narrow_bits is None else (*self.weight_shape[:-2], field_bytes(self.narrow_bits))
 
     @functools.cached_property
     def largest(self) -> int:

@@ -4,13 +4,18 @@ Memory traffic decides here, because binary convolutions are cheap: a branch's i
 tensor for one run of the branch; outputs are added to the sum from where they are, and handed on as they are.
 """
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 __all__ = ["Rows", "add_weighted", "empty", "may_choose", "per_image", "run_chosen", "take"]
+
+_Given = ParamSpec("_Given")
+_Made = TypeVar("_Made")
 
 Rows = list[Tensor]
 """A batch as one tensor ``(...)`` per image, so that images may lie in different memory."""
@@ -24,6 +29,22 @@ def may_choose(x: Tensor) -> bool:
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
+def _never_compiled(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
+    """Keep a function out of `torch.compile`: which images go where differs from call to call.
+
+    The guard that torch has imports the compiler, 150 MB and more than a second: it stands only where one is at work.
+    """
+
+    @functools.wraps(function)
+    def run(*given: _Given.args, **named: _Given.kwargs) -> _Made:
+        chosen: Callable[_Given, _Made] = _disable_dynamo(function) if torch.compiler.is_compiling() else function
+        return chosen(*given, **named)
+
+    return run
+
+
+@_never_compiled
+@torch.no_grad()
 def run_chosen(
     bodies: Sequence[nn.Module],
     gather: Callable[[int, Sequence[int]], Tensor],
@@ -45,20 +66,6 @@ def run_chosen(
         The weighted sum ``(n, ...)``, the same bits as that of all branches with the others at weight 0, and for each
         branch its output ``(...)`` per image, or the sum where it did not run: views, without memory of their own.
     """
-    # Not compiled: which images go where differs from call to call, and every case would be compiled anew. The guard
-    # against it imports the compiler, 150 MB and more than a second, so it stands only where one is at work.
-    run = _disable_dynamo(_run_chosen) if torch.compiler.is_compiling() else _run_chosen
-    return run(bodies, gather, weights, ran, rows)
-
-
-@torch.no_grad()
-def _run_chosen(
-    bodies: Sequence[nn.Module],
-    gather: Callable[[int, Sequence[int]], Tensor],
-    weights: Tensor,
-    ran: Tensor,
-    rows: bool,
-) -> tuple[Tensor, list[Rows]]:
     total: Tensor | None = None
     outputs: list[tuple[list[int], Tensor]] = []
     for k, images in enumerate(_images(ran)):

@@ -25,7 +25,7 @@ from binarize.layers.halves import dtype_after, keeping_types
 from binarize.layers.merged import Operands, merge, merged_geometry
 from binarize.layers.pack_activation import PackActivation, route_of
 
-__all__ = ["PackedLayer", "stored_bits"]
+__all__ = ["PackedLayer", "prepared_weight", "stored_bits"]
 
 
 def stored_bits(odd: Tensor, terms: Sequence[int]) -> Tensor:
@@ -173,7 +173,7 @@ class PackedLayer(nn.Module, abc.ABC):
         """Return the weight in the kernels' layout for planes (int32) or codes (uint8), made once."""
         route = route_of(dtype)
         if route not in self._prepared:
-            self._prepared[route] = _prepared_weight(self.bits, self.geometry, route)
+            self._prepared[route] = prepared_weight(self.bits, self.geometry, route)
         return self._prepared[route]
 
     @final
@@ -192,7 +192,7 @@ class PackedLayer(nn.Module, abc.ABC):
         step = unit.new_tensor(self.activation.step)
         scale = (unit[:, None] * step[:, None]).flatten(0, 1).float()
         bits = stored_bits(odd, geometry.weight_terms)
-        return Operands(geometry, _prepared_weight(bits, geometry, "int8"), scale)
+        return Operands(geometry, prepared_weight(bits, geometry, "int8"), scale)
 
     @final
     def _units(self) -> Tensor:
@@ -276,7 +276,8 @@ def _dtype_of(name: object) -> torch.dtype:
     return known[str(name)]
 
 
-def _prepared_weight(bits: Tensor, geometry: Geometry, route: str) -> Tensor:
+def prepared_weight(bits: Tensor, geometry: Geometry, route: str) -> Tensor:
+    """Return stored bits as the kernels of a route and of the bits' device read them."""
     sizes: dict[str, Any] = {
         "out_channels": geometry.out_channels, "channels_per_group": geometry.channels // geometry.groups,
         "kernel": geometry.kernel, "groups": geometry.groups,

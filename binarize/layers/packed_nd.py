@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from binarize.kernels import codes, format, ops
 from binarize.layers.geometry import Geometry
 from binarize.layers.packed import PackActivation, PackedLayer, stored_bits
+from binarize.layers.packed_layer import prepared_weight
 from binarize.layers.taps import Axis, NdGeometry, Phase
 
 __all__ = ["PackedConvNd"]
@@ -118,25 +119,22 @@ class PackedConvNd(PackedLayer):
 
     def _piece_weight(self, taps: Taps, whole: bool) -> Tensor:
         """Return the weight of a piece in the kernels' layout, made once: its taps, frames end to end as channels."""
-        key = f"{'int8' if whole else 'popcount'}{taps}"
+        route = "int8" if whole else "popcount"
+        key = f"{route}{taps}"
         if key not in self._prepared:
             space = self.space
             each = space.channels // space.groups
             odd = self.odd().reshape(-1, space.out_channels, each, *(axis.kernel for axis in space.axes))
             chosen = odd[:, :, :, list(taps[0])][:, :, :, :, list(taps[1])][..., list(taps[2])]
-            held = _held("int8" if whole else "popcount", each)
+            held = _held(route, each)
             # What fills a frame up to whole words meets digits that are 0: any sign will do.
             filled = F.pad(chosen, (0, 0) * 3 + (0, held - each), value=1).transpose(2, 3).flatten(2, 3)
             bits = stored_bits(filled, space.weight_terms)
-            sizes: dict[str, Any] = {
-                "out_channels": space.out_channels, "channels_per_group": len(taps[0]) * held,
-                "kernel": (len(taps[1]), len(taps[2])), "groups": space.groups,
-            }  # fmt: skip
-            self._prepared[key] = (
-                codes.fold_weight(bits, space.weight_terms, **sizes, narrow=bits.device.type == "cpu")
-                if whole
-                else format.prepare_weight(bits, **sizes)
-            )
+            piece = Geometry(
+                len(taps[0]) * held * space.groups, space.out_channels, (len(taps[1]), len(taps[2])),
+                groups=space.groups, weight_terms=space.weight_terms,
+            )  # fmt: skip
+            self._prepared[key] = prepared_weight(bits, piece, route)
         return self._prepared[key]
 
     def _classes(

@@ -36,6 +36,9 @@ def test_a_network_is_trained_packed_and_measured(desk, trainable, tmp_path):
     assert out.stat().st_size < trainable.stat().st_size
     assert run_json("evaluate", out, "--data", desk.data)["top1"] == pytest.approx(epochs[-1]["val"]["top1"], abs=0.05)
     assert (tmp_path / "run" / "log.csv").is_file()
+    shown = run("inspect", out).stdout
+    assert f"fine-tuned for 2 epochs, loss {epochs[0]['loss']:.4f} to {epochs[1]['loss']:.4f}" in shown
+    assert f"fine-tuned: top1 {epochs[1]['val']['top1']:.4f}" in shown
     assert '<polyline points="0.0,' in (tmp_path / "page.html").read_text()
 
 

@@ -92,6 +92,16 @@ def test_a_wrong_input_shape(desk, old):
     assert "1x8x8" in refused(*words)
 
 
+def test_a_kernel_that_does_not_exist_is_named_and_not_the_images(desk, monkeypatch):
+    monkeypatch.setenv("BINARIZE_KERNEL", "avx3")
+
+    result = run("evaluate", desk.net, "--data", desk.data)
+
+    assert result.exit_code != 0
+    assert "no such kernel (did you mean 'avx2'?)" in result.stderr
+    assert "resize" not in result.stderr
+
+
 def test_data_of_another_shape_than_asked(desk, old):
     words = ("convert", desk.checkpoint, "--arch", desk.factory, "--data", desk.data, "--input-shape", "3,9,9")
 

@@ -8,11 +8,12 @@ namespace {
 
 constexpr int64_t kBlock = 32;
 
-Words zeros(int64_t words) {
+// Words whose every byte is `byte`.
+Words filled(int64_t words, int byte) {
   const size_t bytes = (static_cast<size_t>(words) * 4 + 63) / 64 * 64;
   void* memory = aligned_alloc(64, bytes);
   if (memory == nullptr) throw Refusal{"cannot load a packed layer: there is no memory for its weight"};
-  return Words(static_cast<uint32_t*>(memset(memory, 0, bytes)));
+  return Words(static_cast<uint32_t*>(memset(memory, byte, bytes)));
 }
 
 int64_t blocks_of(const LayerSizes& sizes) { return (sizes.outputs / sizes.groups + kBlock - 1) / kBlock; }
@@ -80,7 +81,7 @@ Geometry geometry_of(const LayerSizes& sizes, bool codes) {
 Words prepare_weight(const LayerSizes& sizes, const uint8_t* bits) {
   const int64_t planes = sizes.weight_planes(), blocks = blocks_of(sizes), per_group = sizes.outputs / sizes.groups;
   const int64_t pairs = sizes.words(false) / 2, taps = sizes.taps(), row_bytes = (sizes.depth() + 7) / 8;
-  Words made = zeros(sizes.groups * planes * blocks * taps * pairs * 64);
+  Words made = filled(sizes.groups * planes * blocks * taps * pairs * 64, 0);
   for (int64_t plane = 0; plane < planes; ++plane)
     for (int64_t output = 0; output < sizes.outputs; ++output) {
       const int64_t group = output / per_group, lane = output % per_group;
@@ -98,10 +99,8 @@ Words fold_weight(const LayerSizes& sizes, const uint8_t* bits) {
   const int64_t quads = sizes.words(true), taps = sizes.taps(), row_bytes = (sizes.depth() + 7) / 8;
   const int64_t per_group = sizes.outputs / sizes.groups;
   const int narrow = narrow_bits(sizes), field = narrow > 0 ? narrow : 8, bytes = 16 * field;
-  const int64_t words = sizes.groups * terms * blocks * taps * quads * kBlock * field / 8;
-  Words made = zeros(words);
   const int zeros_of[] = {0, 0xff, 0xaa, 0, 0x88};  // a byte of fields of weight 0
-  memset(made.get(), zeros_of[narrow], static_cast<size_t>(words) * 4);
+  Words made = filled(sizes.groups * terms * blocks * taps * quads * kBlock * field / 8, zeros_of[narrow]);
   int64_t plane = 0;
   for (int64_t term = 0; term < terms; ++term) {
     const int planes = sizes.weight_terms[static_cast<size_t>(term)];
