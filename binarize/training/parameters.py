@@ -9,10 +9,12 @@ from torch.optim import Optimizer
 
 from binarize.layers.binary import BinaryActivation, BinaryLayer
 from binarize.training.settings import Settings
+from binarize.training.stages import LatentWeight
 
 __all__ = ["Rates", "keep_positive", "rate_factor"]
 
-LEVELS = 0.2  # levels and units move this much slower than weights: each is shared by thousands of values
+FLOATS = 0.25  # what keeps its value in full precision moves this much slower: it is in place already
+LEVELS = 0.05  # and levels and units so: each is shared by thousands of values
 SMALLEST = 1e-6
 
 
@@ -20,8 +22,10 @@ SMALLEST = 1e-6
 class Rates:
     """An optimiser over the values of ``net`` that are trained, with a rate for each.
 
-    A latent weight has whatever scale its layer has, and Adam moves every value by about the learning rate: so each
-    tensor's rate is a share of its own mean size. A level ``low`` of 0 is not trained: it keeps zeros exact after a
+    A latent weight has whatever scale its layer has, and Adam moves every value by about the learning rate: so its rate
+    is a share of the distance between two levels, which is how far it has to go to become another one; a weight of one
+    plane then moves some five times as fast as one of four. The rate of any other tensor is a share of its own mean
+    size, FLOATS or LEVELS as large. A level ``low`` of 0 is not trained: it keeps zeros exact after a
     ReLU. Only weights decay, whatever their kind: scales, levels, gates, normalisation and biases would be drawn to 0
     without being redundant.
 
@@ -74,10 +78,18 @@ def _adam_share(module: nn.Module, name: str, value: nn.Parameter) -> float:
         return LEVELS * _size(module.step)
     if isinstance(module, BinaryLayer) and name == "unit":
         return LEVELS * _size(value)
+    if isinstance(module, BinaryLayer) and name == "weight" and not isinstance(module.weight_basis, LatentWeight):
+        return _spacing(module)
     weight = getattr(module, "weight", None)
     if name == "bias" and isinstance(weight, nn.Parameter):  # what the bias is added to has about this size
-        return _size(weight) if weight.dim() == 1 else _size(weight.detach().flatten(1).norm(dim=1))
-    return _size(value)
+        return FLOATS * (_size(weight) if weight.dim() == 1 else _size(weight.detach().flatten(1).norm(dim=1)))
+    return FLOATS * _size(value)
+
+
+def _spacing(layer: BinaryLayer) -> float:
+    """Return the mean distance between neighbouring levels of a layer's weight: odd integers are 2 apart."""
+    planes = [unit for unit, count in zip(layer.unit, layer.weight_basis.terms, strict=True) if count]
+    return 2 * _size(torch.stack(planes))
 
 
 def _sgd_share(net: nn.Module, module: nn.Module, name: str) -> float:

@@ -7,7 +7,7 @@ from binarize.errors import TrainingError
 
 __all__ = ["Losses", "Settings"]
 
-RATES = {"adam": 0.005, "adamw": 0.005, "sgd": 0.01}
+RATES = {"adam": 0.02, "adamw": 0.02, "sgd": 0.01}
 DECAYS = {"adam": 0.0, "adamw": 0.01, "sgd": 1e-4}
 
 
@@ -70,9 +70,10 @@ class Settings:
     Attributes:
         epochs: passes over the data, of each stage that names no number of its own.
         optimiser: ``adam`` and ``adamw`` suit few planes; ``sgd`` (Nesterov) is for many planes and long runs.
-        lr: highest learning rate. For Adam and AdamW: the share of its mean size that a tensor moves by in one step,
-            because latent weights have a scale of their own in each layer. For SGD the rate of the weights; learnt
-            levels get it over the root of their layer's number of weights. None for 0.005, 0.005 and 0.01.
+        lr: highest learning rate. For Adam and AdamW: the share of the distance between two levels that a weight moves
+            by in one step, because latent weights have a scale of their own in each layer; other values move by a
+            smaller share of their mean size. For SGD the rate of the weights; learnt levels get it over the root of
+            their layer's number of weights. None for 0.02, 0.02 and 0.01.
         schedule: of the learning rate over a stage: ``cosine``, ``linear`` to 0, ``step``, or ``constant``.
         milestones: for ``step``: the shares of a stage after which the rate falls.
         drop: for ``step``: what it is multiplied by.
