@@ -27,8 +27,8 @@ def main(words: list[str] | None = None) -> None:
     net = binarize.convert(model, scheme="xnor-net", data=train)
     before = binarize.evaluate(net, test).top1
 
-    # Latent weights have a scale of their own in each layer: let Adam move each by a share of its size.
-    groups = [{"params": [p], "lr": 0.003 * float(p.detach().abs().mean())} for p in net.parameters() if p.dim() > 1]
+    # Layers have scales of their own: let Adam move a weight by a share of the way between its levels, -mean and +mean.
+    groups = [{"params": [p], "lr": 0.04 * float(p.detach().abs().mean())} for p in net.parameters() if p.dim() > 1]
     optimiser = torch.optim.Adam(groups)
     net.train()
     for _ in range(epochs):

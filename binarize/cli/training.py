@@ -25,9 +25,9 @@ def training_options(command: _Command) -> _Command:
     options = [
         click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the data."),
         click.option("--optimiser", type=click.Choice(["adam", "adamw", "sgd"]), help="adam by default."),
-        click.option("--lr", type=SMALL, help="For adam, adamw a share of each tensor's size: 0.005; for sgd 0.01."),
+        click.option("--lr", type=SMALL, help="For adam, adamw a share of the way between levels: 0.02; for sgd 0.01."),
         click.option("--schedule", type=click.Choice(["cosine", "linear", "step", "constant"]), help="cosine."),
-        click.option("--decay", type=SMALL, help="Weight decay: 0 for adam, 0.01 for adamw, 1e-4 for sgd."),
+        click.option("--decay", type=SMALL, help="Weight decay: 0 for adam, 0.002 for adamw, 1e-4 for sgd."),
         click.option("--labels", type=SMALL, help="Weight of the labels' loss: 0 with a teacher, else 1."),
         click.option("--logits", type=SMALL, help="Weight of the loss to the teacher's outputs: 1."),
         click.option("--blocks", type=SMALL, help="Weight of the loss to the teacher's block outputs: 0."),

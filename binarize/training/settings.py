@@ -8,7 +8,7 @@ from binarize.errors import TrainingError
 __all__ = ["Losses", "Settings"]
 
 RATES = {"adam": 0.02, "adamw": 0.02, "sgd": 0.01}
-DECAYS = {"adam": 0.0, "adamw": 0.01, "sgd": 1e-4}
+DECAYS = {"adam": 0.0, "adamw": 0.002, "sgd": 1e-4}
 
 
 @final
@@ -78,7 +78,7 @@ class Settings:
         milestones: for ``step``: the shares of a stage after which the rate falls.
         drop: for ``step``: what it is multiplied by.
         warmup: share of a stage over which the rate rises from 0.
-        decay: weight decay of latent and float weights; nothing else decays. None for 0, 0.01 and 1e-4.
+        decay: weight decay of latent and float weights; nothing else decays. None for 0, 0.002 and 1e-4.
         momentum: of SGD.
         clip: largest norm of the gradient; 0 for no limit.
         accumulate: batches whose gradients are averaged for one step.

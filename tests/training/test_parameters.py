@@ -3,8 +3,10 @@ import torch
 from training_desk import converted
 
 from binarize.layers.binary import BinaryActivation, binary_layers
+from binarize.recipe import StageSpec
 from binarize.training.parameters import Rates, keep_positive, rate_factor
 from binarize.training.settings import Settings
+from binarize.training.stages import Bases
 
 
 def by_name(net, rates):
@@ -22,19 +24,52 @@ def test_weights_decay_and_nothing_else_does(optimiser):
     assert decaying == {name for name, value in net.named_parameters() if value.dim() > 1 and name.endswith("weight")}
 
 
-def test_a_step_of_adam_is_a_share_of_a_weights_own_size():
-    net = converted()
-    _, layer = next(iter(binary_layers(net)))
+def first_layer(net):
+    return next(iter(binary_layers(net)))[1]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "levels"), [("encoding:w=4,a=4", 16), ("encoding:w=2,a=2", 4), ("xnor-net", 2), ("pa-net:m=4,n=5", 5)]
+)
+def test_a_step_of_adam_is_a_share_of_the_distance_between_levels(scheme, levels):
+    layer = first_layer(net := converted(scheme))
     with torch.no_grad():
         layer.weight.mul_(1000)
+        layer.unit.mul_(1000)
     rates = Rates(net, Settings(lr=0.01))
     before = layer.weight.detach().clone()
     layer.weight.grad = torch.full_like(layer.weight, 1e-4)
 
     rates.optimiser.step()
 
+    # from lowest to highest level of each output, over the steps between, as the basis itself rounds
+    ends = [layer.scheme.weight(torch.full_like(before, end), layer.unit).detach() for end in (-1e9, 1e9)]
+    distance = float((ends[1] - ends[0]).mean()) / (levels - 1)
     moved = (layer.weight.detach() - before).abs()
-    torch.testing.assert_close(moved, torch.full_like(moved, 0.01 * float(before.abs().mean())), rtol=1e-2, atol=0)
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.01 * distance), rtol=1e-2, atol=0)
+
+
+def test_float_weights_and_units_move_by_a_smaller_share_of_their_size():
+    net = converted("residual:m=2,a=2")
+    groups = by_name(net, Rates(net, Settings(lr=0.01)))
+    values = dict(net.named_parameters())
+
+    for name in ("fc.weight", *(name for name in values if name.endswith(".unit"))):
+        share = groups[name]["lr"] / float(values[name].detach().abs().mean())
+        assert share == pytest.approx(0.01 * (0.05 if name.endswith("unit") else 0.25))
+
+
+def test_the_float_weight_of_an_early_stage_moves_as_a_float_weight():
+    net = converted("xnor-net")
+    layer = first_layer(net)
+    bases = Bases(net)
+    bases.enter(StageSpec.parse("activations"))
+    rates = Rates(net, Settings(lr=0.01))
+    bases.restore()
+
+    group = next(g for g in rates.optimiser.param_groups if g["params"][0] is layer.weight)
+
+    assert group["lr"] == pytest.approx(0.0025 * float(layer.weight.detach().abs().mean()))
 
 
 def test_zeros_stay_exact_after_a_relu():
