@@ -32,6 +32,7 @@ import binarize
 from binarize.artifact import replacing
 from binarize.augment import shift_and_flip
 from binarize.finetune import Losses, Settings, Step, finetune
+from binarize.recipe import Recipe
 from binarize.sources import open_model
 from binarize.training.batches import placed
 from binarize.training.scenes import detection_loss, segmentation_loss
@@ -241,7 +242,8 @@ class Table:
 
     def one(self, row: Row, model: nn.Module, seconds: float) -> None:
         """Convert and train one row for about so long; keep what came of it."""
-        net = binarize.convert(model, scheme=row.scheme, data=first_batches(self.train, 8))
+        recipe = Recipe(scheme=row.scheme, reconstruct=self.options.reconstruct)
+        net = binarize.convert(model, recipe=recipe, data=first_batches(self.train, 8))
         known = self.rows.get(row.name, {})
         start = time.monotonic()
         epochs = known.get("epochs") or self.epochs_in(row, net, model, seconds)
@@ -266,7 +268,7 @@ class Table:
     def settings(self, epochs: int, row: Row) -> Settings:
         """Return how this row is trained."""
         fast = {"channels_last": self.options.channels_last, "compile": self.options.compile, "bf16": self.options.bf16}
-        return Settings(epochs=epochs, losses=row.losses, **fast)
+        return Settings(epochs=epochs, lr=self.options.lr, losses=row.losses, **fast)
 
     def epochs_in(self, row: Row, net: nn.Module, model: nn.Module, seconds: float) -> int:
         """Return how many epochs fit, from a few steps on a copy."""
@@ -336,6 +338,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="use so many images only")
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--epochs", type=int, default=200, help="of each row, at most")
+    parser.add_argument("--reconstruct", action="store_true", help="begin each row from block reconstruction")
+    parser.add_argument("--lr", type=float, help="as in binarize.finetune.Settings")
     parser.add_argument("--original-epochs", type=int, default=0)
     parser.add_argument("--batch", type=int, default=128)
     for name in ("channels-last", "compile", "bf16"):

@@ -125,6 +125,10 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(*options.one, options.size)))
         return
+    from torchvision import models  # not in the process that is measured
+
+    if options.name not in models.list_models():
+        parser.error(f"no network of torchvision.models: {options.name}")
     with tempfile.TemporaryDirectory() as folder:
         for runtime, path, small in write(options.name, options.scheme, options.ends, options.size, Path(folder)):
             one = [options.name, "--size", str(options.size), "--one", runtime, path, small]

@@ -32,6 +32,7 @@ def trained() -> nn.Module:
 
 
 def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     model = trained()
     test = binarize.load_data("digits:test", batch_size=64)
 

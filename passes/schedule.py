@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from binarize.errors import ModelError
 from binarize.kernels.schedule import why_not_compiled
 from binarize.layers.packed import PackedLayer
 from binarize.passes.emit import Operation
@@ -66,8 +67,15 @@ class StretchRunner(Runner):
 
 
 def why_not(kind: type[Runner] = StretchRunner) -> str | None:
-    """Return why nothing is scheduled here, or None."""
-    return f"{_VARIABLE}=off" if os.environ.get(_VARIABLE) == "off" else kind.missing()
+    """Return why nothing is scheduled here, or None.
+
+    Raises:
+        ModelError: ``BINARIZE_SCHEDULE`` says something else than on or off.
+    """
+    asked = os.environ.get(_VARIABLE) or "on"
+    if asked not in ("on", "off"):
+        raise ModelError(f"cannot run a packed network: {_VARIABLE} is {asked!r}; set it to on or off")
+    return f"{_VARIABLE}=off" if asked == "off" else kind.missing()
 
 
 class ScheduledGraph(fx.GraphModule):

@@ -7,6 +7,7 @@ import click
 import torch
 from cli_desk import run
 
+from binarize import __version__
 from binarize.cli import COMMANDS
 from binarize.record import record_of
 
@@ -96,3 +97,9 @@ def test_schemes_tell_their_paper():
 
     assert "arXiv:1603.05279" in printed
     assert "encoding:w=4,a=4" in printed
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "binarize", "--version"], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip().endswith(__version__)

@@ -40,7 +40,7 @@ def test_the_table_is_trained_row_by_row_and_goes_on(tmp_path, capsys):
     script("gpu_train.py", *words, "--minutes", 2)
     first = json.loads((tmp_path / "out" / "results.json").read_text())
     capsys.readouterr()
-    script("gpu_train.py", *words, "--row", "xnor", "--minutes", 2)
+    script("gpu_train.py", *words, "--row", "xnor", "--minutes", 2, "--lr", 0.01)
 
     assert first["encoding-2"]["finished"]
     assert first["encoding-2"]["done"] == 1

@@ -391,3 +391,11 @@ def test_a_training_form_is_left_alone():
 
     assert type(net) is before
     assert "not packed" in str(coverage(net).reason)
+
+
+def test_another_word_than_on_or_off_is_refused(monkeypatch):
+    net = packed()
+    monkeypatch.setenv("BINARIZE_SCHEDULE", "of")
+
+    with pytest.raises(ModelError, match="BINARIZE_SCHEDULE is 'of'; set it to on or off"):
+        net(IMAGES)

@@ -1,0 +1,5 @@
+"""``python -m binarize``: the command line."""
+
+from binarize.cli import main
+
+main()
