@@ -242,12 +242,19 @@ class Table:
 
     def one(self, row: Row, model: nn.Module, seconds: float) -> None:
         """Convert and train one row for about so long; keep what came of it."""
-        recipe = Recipe(scheme=row.scheme, reconstruct=self.options.reconstruct)
-        net = binarize.convert(model, recipe=recipe, data=first_batches(self.train, 8))
         known = self.rows.get(row.name, {})
         start = time.monotonic()
-        epochs = known.get("epochs") or self.epochs_in(row, net, model, seconds)
-        result = {"scheme": row.scheme, "epochs": epochs, "converted": self.judged(net)}
+        begun = (self.out / row.name / "checkpoint.pt").exists()  # it has the values
+        recipe = Recipe(scheme=row.scheme, reconstruct=self.options.reconstruct and not begun)
+        net = binarize.convert(model, recipe=recipe, data=first_batches(self.train, 8))
+        epochs = known.get("epochs") or self.epochs_in(row, net, model, seconds + start - time.monotonic())
+        result = {
+            "scheme": row.scheme,
+            "lr": self.options.lr,
+            "reconstruct": self.options.reconstruct,
+            "epochs": epochs,
+        }
+        result["converted"] = known["converted"] if begun else self.judged(net)
         self.keep(row.name, {**known, **result, "finished": False})
         history = finetune(
             net, self.train, **self.task.losses(model), val=self.val, settings=self.settings(epochs, row),

@@ -75,7 +75,7 @@ def finetune(
         OutputError: a checkpoint cannot be written; the one before is intact.
         DataError: a batch is of no use.
     """
-    settings = settings or Settings()
+    settings = (settings or Settings()).resolved()
     if epochs is not None:
         settings = dataclasses.replace(settings, epochs=epochs)
     _require_trainable(net)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import binarize
 from binarize.demo import network, training
+from binarize.layers.binary import binary_layers
 
 
 def main(words: list[str] | None = None) -> None:
@@ -27,8 +28,13 @@ def main(words: list[str] | None = None) -> None:
     net = binarize.convert(model, scheme="xnor-net", data=train)
     before = binarize.evaluate(net, test).top1
 
-    # Layers have scales of their own: let Adam move a weight by a share of the way between its levels, -mean and +mean.
-    groups = [{"params": [p], "lr": 0.04 * float(p.detach().abs().mean())} for p in net.parameters() if p.dim() > 1]
+    # Layers have scales of their own: let Adam move a weight by 2 % of the way between its levels, -mean and +mean.
+    latent = {id(layer.weight) for _, layer in binary_layers(net)}
+    groups = [
+        {"params": [p], "lr": (0.04 if id(p) in latent else 0.005) * float(p.detach().abs().mean())}
+        for p in net.parameters()
+        if p.dim() > 1
+    ]
     optimiser = torch.optim.Adam(groups)
     net.train()
     for _ in range(epochs):

@@ -108,6 +108,11 @@ class WeightBasis(abc.ABC):
         """Number of planes, m; also the bits that one weight takes when packed."""
         return sum(self.terms)
 
+    @property
+    def steps(self) -> int:
+        """From the lowest to the highest level of an output: the terms turn one after the other unless a basis says."""
+        return sum(2**bits - 1 for bits in self.terms)
+
     @final
     def planes(self, weight: Tensor, unit: Tensor) -> Planes:
         """Unfold into sign planes: within a term of b planes, plane i has scale ``unit * 2**i``."""

@@ -23,11 +23,12 @@ class Rates:
     """An optimiser over the values of ``net`` that are trained, with a rate for each.
 
     A latent weight has whatever scale its layer has, and Adam moves every value by about the learning rate: so its rate
-    is a share of the distance between two levels, which is how far it has to go to become another one; a weight of one
-    plane then moves some five times as fast as one of four. The rate of any other tensor is a share of its own mean
-    size, FLOATS or LEVELS as large. A level ``low`` of 0 is not trained: it keeps zeros exact after a
-    ReLU. Only weights decay, whatever their kind: scales, levels, gates, normalisation and biases would be drawn to 0
-    without being redundant.
+    is a share of the distance between two levels, which is how far it has to go to become another one: weights of one
+    bit move some five times as fast as those of four. Anything else moves by a smaller share of a mean size: its own,
+    that of the steps for levels and thresholds, that of what it is added to for a bias.
+
+    A level ``low`` of 0 is not trained: it keeps zeros exact after a ReLU. Only weights decay, whatever their kind:
+    scales, levels, gates, normalisation and biases would be drawn to 0 without being redundant.
 
     Attributes:
         optimiser: the optimiser, one group per value.
@@ -87,9 +88,13 @@ def _adam_share(module: nn.Module, name: str, value: nn.Parameter) -> float:
 
 
 def _spacing(layer: BinaryLayer) -> float:
-    """Return the mean distance between neighbouring levels of a layer's weight: odd integers are 2 apart."""
-    planes = [unit for unit, count in zip(layer.unit, layer.weight_basis.terms, strict=True) if count]
-    return 2 * _size(torch.stack(planes))
+    """Return the mean distance between neighbouring levels of a layer's weight, or what a float weight gets if larger.
+
+    It is larger from about six bits on, whose levels are so close that the weight is all but a float.
+    """
+    basis = layer.weight_basis
+    largest = [unit.detach().abs() * (2**bits - 1) for unit, bits in zip(layer.unit, basis.terms, strict=True)]
+    return max(2 * float(torch.stack(largest).sum(0).mean()) / basis.steps, FLOATS * _size(layer.weight))
 
 
 def _sgd_share(net: nn.Module, module: nn.Module, name: str) -> float:

@@ -71,8 +71,8 @@ class Settings:
         epochs: passes over the data, of each stage that names no number of its own.
         optimiser: ``adam`` and ``adamw`` suit few planes; ``sgd`` (Nesterov) is for many planes and long runs.
         lr: highest learning rate. For Adam and AdamW: the share of the distance between two levels that a weight moves
-            by in one step, because latent weights have a scale of their own in each layer; other values move by a
-            smaller share of their mean size. For SGD the rate of the weights; learnt levels get it over the root of
+            by in one step, because latent weights have a scale of their own in each layer; everything else moves by
+            a smaller share of its size. For SGD the rate of the weights; learnt levels get it over the root of
             their layer's number of weights. None for 0.02, 0.02 and 0.01.
         schedule: of the learning rate over a stage: ``cosine``, ``linear`` to 0, ``step``, or ``constant``.
         milestones: for ``step``: the shares of a stage after which the rate falls.
@@ -123,6 +123,10 @@ class Settings:
         for key in ("warmup", "ema", "momentum"):
             _require(0 <= getattr(self, key) < 1, key, getattr(self, key), "from 0 to below 1")
         _require(self.clip >= 0, "clip", self.clip, "0 or more")
+
+    def resolved(self) -> "Settings":
+        """Return the same with the learning rate and the weight decay decided."""
+        return dataclasses.replace(self, lr=self.rate, decay=self.weight_decay)
 
     @property
     def rate(self) -> float:

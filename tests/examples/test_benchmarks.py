@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import binarize
+from binarize.record import record_of
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -40,12 +43,17 @@ def test_the_table_is_trained_row_by_row_and_goes_on(tmp_path, capsys):
     script("gpu_train.py", *words, "--minutes", 2)
     first = json.loads((tmp_path / "out" / "results.json").read_text())
     capsys.readouterr()
-    script("gpu_train.py", *words, "--row", "xnor", "--minutes", 2, "--lr", 0.01)
+    script("gpu_train.py", *words, "--row", "xnor", "--minutes", 2, "--lr", 0.01, "--reconstruct")
 
     assert first["encoding-2"]["finished"]
     assert first["encoding-2"]["done"] == 1
     assert (tmp_path / "out" / "encoding-2.safetensors").is_file()
-    assert {row["row"] for row in lines(capsys)} == {"original", "xnor"}
+    rows = {row["row"]: row for row in lines(capsys)}
+    assert set(rows) == {"original", "xnor"}
+    started = torch.load(tmp_path / "out" / "xnor" / "checkpoint.pt", weights_only=True)["settings"]
+    assert started["lr"] == rows["xnor"]["lr"] == 0.01
+    packed = binarize.load(tmp_path / "out" / "xnor.safetensors")
+    assert record_of(packed).recipe.reconstruct
 
 
 def test_a_row_whose_time_is_over_is_kept_for_the_next_time(tmp_path, capsys):

@@ -13,12 +13,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_the_quickstart_runs_and_writes_what_it_says(tmp_path, capsys):
-    runpy.run_path(str(EXAMPLES / "quickstart.py"))["main"](tmp_path)
+    runpy.run_path(str(EXAMPLES / "quickstart.py"))["main"](tmp_path / "new")
 
     printed = capsys.readouterr().out
     assert "first layer: reads the image" in printed
     assert "original " in printed.splitlines()[-1]
-    assert {path.name for path in tmp_path.iterdir()} == {"digits.onnx", "digits.safetensors"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"digits.onnx", "digits.safetensors"}
 
 
 def test_the_recipe_can_be_read():

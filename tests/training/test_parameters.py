@@ -29,7 +29,14 @@ def first_layer(net):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "levels"), [("encoding:w=4,a=4", 16), ("encoding:w=2,a=2", 4), ("xnor-net", 2), ("pa-net:m=4,n=5", 5)]
+    ("scheme", "levels"),
+    [
+        ("encoding:w=4,a=4", 16),
+        ("encoding:w=2,a=2", 4),
+        ("xnor-net", 2),
+        ("pa-net:m=4,n=5", 5),
+        ("residual:m=3,a=2", 8),
+    ],
 )
 def test_a_step_of_adam_is_a_share_of_the_distance_between_levels(scheme, levels):
     layer = first_layer(net := converted(scheme))
@@ -47,6 +54,42 @@ def test_a_step_of_adam_is_a_share_of_the_distance_between_levels(scheme, levels
     distance = float((ends[1] - ends[0]).mean()) / (levels - 1)
     moved = (layer.weight.detach() - before).abs()
     torch.testing.assert_close(moved, torch.full_like(moved, 0.01 * distance), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("scheme", ["encoding:w=8,a=8", "residual:m=8,a=2", "pa-net:m=4,n=5"])
+def test_no_weight_moves_slower_than_a_float_weight(scheme):
+    layer = first_layer(net := converted(scheme))
+    with torch.no_grad():
+        layer.weight.fill_(0.1)
+        layer.unit.copy_(layer.scheme.weight.fit(layer.weight))
+    rates = Rates(net, Settings(lr=0.01))
+
+    group = next(g for g in rates.optimiser.param_groups if g["params"][0] is layer.weight)
+
+    assert group["lr"] == pytest.approx(0.0025 * 0.1)
+
+
+def test_adamw_decays_by_the_same_share_whatever_the_size():
+    net = converted()
+    rates = Rates(net, Settings(optimiser="adamw"))
+    layer = first_layer(net)
+
+    group = next(g for g in rates.optimiser.param_groups if g["params"][0] is layer.weight)
+
+    assert group["weight_decay"] * group["lr"] == pytest.approx(0.02 * 0.002)
+
+
+def test_levels_and_biases_move_by_a_share_of_what_they_belong_to():
+    net = converted()
+    layer = first_layer(net)
+    with torch.no_grad():
+        layer.activation.step.fill_(3.0)
+        net.fc.weight.fill_(1.0)
+    groups = by_name(net, Rates(net, Settings(lr=0.01)))
+    name = next(name for name, module in net.named_modules() if module is layer.activation)
+
+    assert groups[f"{name}.step"]["lr"] == pytest.approx(0.01 * 0.05 * 3.0)
+    assert groups["fc.bias"]["lr"] == pytest.approx(0.01 * 0.25 * net.fc.in_features**0.5)
 
 
 def test_float_weights_and_units_move_by_a_smaller_share_of_their_size():

@@ -96,7 +96,7 @@ def test_the_run_of_another_is_not_overwritten(tmp_path):
 def test_other_settings_do_not_continue_a_run(tmp_path):
     finetune(converted(), data(), teacher=teacher(), epochs=1, checkpoint=tmp_path)
 
-    with pytest.raises(TrainingError, match=r"started with lr None, now it is 0.1"):
+    with pytest.raises(TrainingError, match=r"started with lr 0.02, now it is 0.1"):
         finetune(
             converted(), data(), teacher=teacher(), settings=Settings(lr=0.1), checkpoint=tmp_path, resume=True
         )  # fmt: skip
