@@ -47,7 +47,7 @@ class ResidualWeight(WeightBasis):
     @property
     def steps(self) -> int:
         """Every sign is free of the others."""
-        return 2**self.branches - 1
+        return (1 << self.branches) - 1
 
     def fit(self, weight: Tensor) -> Tensor:
         """Return ``(branches, o)``: signs and scales in turn, from two starts; the best for each output wins.
