@@ -354,6 +354,10 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--row", action="append", help="train these rows only; repeatable")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args(words)
+    known = [row.name for row in TASKS[options.task].rows]
+    for name in options.row or ():
+        if name not in known:
+            parser.error(f"no row {name!r} of {options.task}: the rows are {', '.join(known)}")
     torch.manual_seed(0)
     Table(options).run()
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -78,6 +79,8 @@ def finetune(
     settings = (settings or Settings()).resolved()
     if epochs is not None:
         settings = dataclasses.replace(settings, epochs=epochs)
+    if loss_fn is None:
+        settings = dataclasses.replace(settings, losses=settings.losses.resolved(teacher is not None))
     _require_trainable(net)
     if loss_fn is not None and teacher is not None:
         raise TrainingError("cannot use both a teacher and a loss_fn: let loss_fn call the teacher itself")
@@ -116,7 +119,7 @@ def _objective(
     """Return what is called on a batch, and what costs it."""
     if loss_fn is not None:
         return net, OwnObjective(loss_fn)
-    losses = settings.losses.resolved(teacher is not None)
+    losses = settings.losses
     master = None if teacher is None else _private(teacher, device)
     if losses.blocks and teacher is not None:
         graph = capture(copy.deepcopy(teacher).eval()).root.to(device).eval()
@@ -133,13 +136,16 @@ def _private(teacher: nn.Module, device: torch.device) -> nn.Module:
     return copy.deepcopy(teacher).to(device).eval()
 
 
-def _validation(net: nn.Module, val: Validation | None, device: torch.device) -> Callable[[], Mapping[str, float]]:
+def _validation(
+    net: nn.Module, val: Validation | None, device: torch.device
+) -> Callable[[], Mapping[str, float]] | None:
     if val is None:
-        return dict
+        return None
     if callable(val):
         own = val
         return lambda: own(net)
     loader = val
+    evaluate(net, _Placed(itertools.islice(loader, 1), device))  # what it cannot be measured on is said before training
     return lambda: evaluate(net, _Placed(loader, device), classes=getattr(loader, "classes", ())).figures()
 
 
@@ -156,6 +162,8 @@ class _Placed:
 
 
 def _stages(net: nn.Module, given: tuple[str, ...] | None) -> tuple[str, ...]:
+    if isinstance(given, str):
+        raise TrainingError(f"cannot fine-tune in stages {given!r}: give a tuple of texts, ({given!r},)")
     if given is not None:
         return given or EVERYTHING
     return record_of(net).recipe.stages or EVERYTHING

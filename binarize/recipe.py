@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -101,6 +101,19 @@ class StageSpec:
         return cls(spec.name, **{key: int(value) for key, value in spec.options.items()})
 
 
+def read_stages(texts: Sequence[str]) -> tuple[StageSpec, ...]:
+    """Take the stages of a run apart.
+
+    Raises:
+        RecipeError: one cannot be read, or the last one would leave another network than the scheme's.
+    """
+    stages = tuple(map(StageSpec.parse, texts))
+    if stages and stages[-1].name != "binary":
+        why = "its network is not the one that is packed, whose weights and activations are as the scheme says"
+        raise RecipeError(f"cannot end with the stage {texts[-1]!r}: {why}; add the stage binary")
+    return stages
+
+
 @final
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -147,8 +160,7 @@ class Recipe:
         if self.exactness not in EXACTNESS:
             known = ", ".join(EXACTNESS)
             raise RecipeError(f"cannot read recipe: exactness is {self.exactness!r}; it may be {known}")
-        for stage in self.stages:
-            StageSpec.parse(stage)
+        read_stages(self.stages)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as TOML and JSON hold them."""

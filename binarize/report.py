@@ -186,7 +186,8 @@ class Summary:
         lines = []
         if epochs := self.details.get("training", {}).get("epochs"):
             losses = epochs[0]["loss"], epochs[-1]["loss"]
-            lines.append(f"fine-tuned for {len(epochs)} epochs, loss {losses[0]:.4f} to {losses[1]:.4f}")
+            passes = f"{len(epochs)} epoch{'s' if len(epochs) > 1 else ''}"
+            lines.append(f"fine-tuned for {passes}, loss {losses[0]:.4f} to {losses[1]:.4f}")
         for when, found in self.details.get("metrics", {}).items():
             figures = found if isinstance(found, Mapping) else {"": found}
             named = [f"{name} {value:.4f}".strip() for name, value in figures.items() if isinstance(value, float)]

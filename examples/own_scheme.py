@@ -81,6 +81,7 @@ def main(words: list[str] | None = None) -> None:
     net = binarize.convert(model, scheme="ternary:a=3", data=train)
     binarize.finetune(net, train, teacher=model, epochs=epochs)
     packed = binarize.pack(net)
+    given.folder.mkdir(parents=True, exist_ok=True)
     binarize.save(packed, given.folder / "ternary.safetensors")
     found = binarize.evaluate(binarize.load(given.folder / "ternary.safetensors"), test, teacher=model)
     print(f"ternary weights, 3-bit activations: {found.top1:.1%}, decides as the original on {found.agreement:.1%}")

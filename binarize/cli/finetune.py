@@ -113,12 +113,11 @@ class Course:
         """Read the specs and stages early, to fail early."""
         from binarize.data import DataSpec
         from binarize.errors import TrainingError
-        from binarize.recipe import StageSpec
+        from binarize.recipe import read_stages
 
         for spec in filter(None, (self.data, self.val)):
             DataSpec.parse(spec)
-        for stage in self.stage:
-            StageSpec.parse(stage)
+        read_stages(self.stage)
         if self.resume and self.checkpoint is None:
             raise TrainingError("cannot resume: no folder for checkpoints is given; add --checkpoint DIR")
 
@@ -130,7 +129,10 @@ class Course:
         from binarize.finetune import finetune as run
         from binarize.record import record_of
 
-        place = torch.device(self.device)
+        try:
+            place = torch.device(self.device)
+        except RuntimeError as cause:
+            raise TrainingError(f"cannot train on {self.device!r}: no such device; use cpu, cuda or cuda:1") from cause
         if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
             raise TrainingError(f"cannot train on {self.device!r}: torch sees no such CUDA device; use --device cpu")
         shape = record_of(net).input_shape

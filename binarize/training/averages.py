@@ -44,9 +44,14 @@ class RunningAverage:
     def load(self, values: Mapping[str, Tensor], steps: int) -> None:
         """Take over what a checkpoint holds."""
         self.steps = steps
-        for key, value in values.items():
-            self.values[key].copy_(value)
+        for key, value in self.values.items():
+            value.copy_(values[key])
 
 
 def _floats(net: nn.Module) -> dict[str, Tensor]:
-    return {key: value for key, value in net.state_dict().items() if value.is_floating_point()}
+    """Return the floating-point values by key; what has several keys, as a shared activation's levels, by the first."""
+    named: dict[int, tuple[str, Tensor]] = {}
+    for key, value in net.state_dict(keep_vars=True).items():
+        if value.is_floating_point():
+            named.setdefault(id(value), (key, value))
+    return dict(named.values())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from binarize.errors import TrainingError
+from binarize.errors import TrainingError, one_line
 from binarize.layers.branches import Router
 from binarize.measures import scores_of_pixels
 from binarize.scenes import VOID
@@ -89,8 +89,10 @@ class ClassifierObjective(Objective):
         if self.losses.labels:
             terms["labels"] = self.losses.labels * self._labels(found, labels)
         if self.teacher is not None:
-            with torch.no_grad():
-                theirs, their_blocks = _split(self.teacher(images), isinstance(self.teacher, Taps))
+            theirs, their_blocks = self._taught(self.teacher, images)
+            if self.losses.logits and theirs.shape != found.shape:
+                what = f"its outputs have shape {tuple(theirs.shape)}, the network's {tuple(found.shape)}"
+                raise TrainingError(f"cannot learn from the teacher: {what}; give the network that was converted")
             if self.losses.logits:
                 terms["logits"] = self.losses.logits * soft_cross_entropy(found, theirs, self.losses.temperature)
             if self.losses.blocks:
@@ -101,11 +103,26 @@ class ClassifierObjective(Objective):
             terms["balance"] = self.losses.balance * torch.stack(balances).sum()
         return Cost(terms, _hits(found, labels))
 
+    @staticmethod
+    @torch.no_grad()
+    def _taught(teacher: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        try:
+            return _split(teacher(images), isinstance(teacher, Taps))
+        except RuntimeError as cause:
+            what = f"it does not take images of shape {tuple(images.shape)} ({one_line(cause, 160)})"
+            raise TrainingError(
+                f"cannot learn from the teacher: {what}; give the network that was converted"
+            ) from cause
+
     def _labels(self, found: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:
             raise TrainingError("cannot fine-tune on labels: the data has none; give a teacher, or data with labels")
         void = VOID if found.dim() == 4 else -100  # of masks; -100 is torch's own default
-        return F.cross_entropy(found, labels, label_smoothing=self.losses.smoothing, ignore_index=void)
+        try:
+            return F.cross_entropy(found, labels, label_smoothing=self.losses.smoothing, ignore_index=void)
+        except (RuntimeError, IndexError, ValueError) as cause:
+            what = f"of {labels.dtype} {tuple(labels.shape)} for outputs {tuple(found.shape)} ({one_line(cause, 160)})"
+            raise TrainingError(f"cannot fine-tune on labels {what}; give whole numbers below the classes") from cause
 
 
 def soft_cross_entropy(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
@@ -120,6 +137,13 @@ def soft_cross_entropy(ours: Tensor, theirs: Tensor, temperature: float) -> Tens
 
 def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
     """Return the images of a batch as a loader gives it, and its labels where it has some."""
+    images, labels = _parts(batch)
+    if images.dtype == torch.uint8:
+        raise TrainingError("cannot fine-tune on images of torch.uint8: give floats, scaled as the model was trained")
+    return images, labels
+
+
+def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(batch, Tensor):
         return batch, None
     if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):

@@ -10,8 +10,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from binarize.errors import TrainingError
-from binarize.recipe import StageSpec
+from binarize.errors import TrainingError, one_line
+from binarize.recipe import StageSpec, read_stages
 from binarize.training.averages import RunningAverage
 from binarize.training.batches import Batches
 from binarize.training.checkpoints import Checkpoints, random_state
@@ -55,7 +55,7 @@ class Run:
         model: what is called: the net itself, or a view of it that returns block outputs too.
         objective: costs a batch.
         batches: this process's part of the data.
-        validate: measures the network; called by one process only.
+        validate: measures the network, or None; called by one process only.
         settings: how.
         stages: what, in order; with epochs of their own where they have them.
         processes: who takes part.
@@ -69,7 +69,7 @@ class Run:
         model: nn.Module,
         objective: Objective,
         batches: Batches,
-        validate: Callable[[], Mapping[str, float]],
+        validate: Callable[[], Mapping[str, float]] | None,
         settings: Settings,
         stages: tuple[str, ...],
         processes: Processes,
@@ -78,7 +78,7 @@ class Run:
     ) -> None:
         self.net, self.model, self.objective, self.batches, self.validate = net, model, objective, batches, validate
         self.settings, self.texts, self.processes = settings, stages, processes
-        self.stages = tuple(StageSpec.parse(text) for text in stages)
+        self.stages = read_stages(stages)
         self.checkpoints, self.progress = checkpoints, progress
         self.bases, self.place, self.meter = Bases(net), Place(), Meter()
         self.history: list[EpochRecord] = []
@@ -149,11 +149,11 @@ class Run:
         self.written = time.monotonic()
         number = self._passed()
         batches = self.batches.epoch(number, self.place.batch, self.random)
-        rate = rate_factor(self.settings, self._position(epochs))
+        rate = rate_factor(self.settings, self._position(epochs, 0))
         start = self.meter.seconds
         clock = time.perf_counter()
         for group in _grouped(batches, self.settings.accumulate):
-            rate = rate_factor(self.settings, self._position(epochs))
+            rate = rate_factor(self.settings, self._position(epochs, len(group)))
             self.rates.set_factor(rate)
             bad = self._step(group)
             self.place.batch += len(group)
@@ -171,10 +171,12 @@ class Run:
         return True
 
     def _finish_epoch(self, number: int, rate: float) -> None:
+        if self.validate is not None:
+            self._save()  # the pass is not lost where validation fails: a run that goes on has nothing left of it
         self.meter.gather(self.processes)
         if self.average is not None:
             self.average.swap(self.net)
-        val = dict(self.validate()) if self.processes.writes else {}
+        val = dict(self.validate()) if self.validate is not None and self.processes.writes else {}
         if self.average is not None:
             self.average.swap(self.net)
         self.processes.wait()
@@ -185,8 +187,9 @@ class Run:
             self.events.add(record)
         self._save()
 
-    def _position(self, epochs: int) -> float:
-        within = min(self.place.batch / self.batches.count, 1.0) if self.batches.count else 0.0
+    def _position(self, epochs: int, ahead: int) -> float:
+        # The middle of a step, so that the first one moves something; of the pass where its length is unknown.
+        within = min((self.place.batch + ahead / 2) / self.batches.count, 1.0) if self.batches.count else 0.5
         return (self.place.epoch + within) / epochs
 
     def _to_training(self) -> None:
@@ -267,7 +270,7 @@ class Run:
         average = self.average
         self.checkpoints.write(
             {
-                "settings": _plain(self.settings),
+                "settings": self._identity(),
                 "stages": list(self.texts),
                 "place": dataclasses.asdict(self.place),
                 "model": self.net.state_dict(),
@@ -281,9 +284,13 @@ class Run:
         write_csv(self.history, self.checkpoints.folder / "log.csv")
         self.written = time.monotonic()
 
+    def _identity(self) -> dict[str, Any]:
+        """Return what a run that goes on has to have in common with the one that was begun."""
+        return {**_plain(self.settings), "batches of a pass": self.batches.count}
+
     def _check(self, state: Mapping[str, Any]) -> None:
         """Refuse to resume a run under settings that would not continue it."""
-        now = {**_plain(self.settings), "stages": list(self.texts)}
+        now = {**self._identity(), "stages": list(self.texts)}
         then = {**state["settings"], "stages": state["stages"]}
         for key, value in now.items():
             if key not in FREE and then.get(key) != value:
@@ -295,7 +302,7 @@ class Run:
             self.net.load_state_dict(state["model"])
             self.rates.optimiser.load_state_dict(state["optimiser"])
         except (RuntimeError, ValueError) as cause:
-            said = str(cause).splitlines()[0]
+            said = one_line(cause)
             raise TrainingError(f"cannot resume the run: it trained another network ({said}); give that one") from cause
         if self.average is not None:
             self.average.load(**state["average"])

@@ -42,6 +42,7 @@ class Losses:
         weights = {key: getattr(self, key) for key in ("labels", "logits", "blocks", "balance", "smoothing")}
         for key, value in weights.items():
             _require(value is None or value >= 0, key, value, "0 or more")
+        _require(self.blocks_as in ("attention", "features"), "blocks_as", self.blocks_as, "attention or features")
         _require(self.temperature > 0, "temperature", self.temperature, "above 0")
         _require(self.smoothing < 1, "smoothing", self.smoothing, "below 1")
 
@@ -117,9 +118,13 @@ class Settings:
         _require(self.optimiser in RATES, "optimiser", self.optimiser, " or ".join(RATES))
         _require(self.schedule in SCHEDULES, "schedule", self.schedule, " or ".join(SCHEDULES))
         for key in ("epochs", "accumulate"):
-            _require(getattr(self, key) >= 1, key, getattr(self, key), "1 or more")
+            value = getattr(self, key)
+            _require(isinstance(value, int) and value >= 1, key, value, "a whole number, 1 or more")
         for key in ("lr", "decay"):
-            _require(getattr(self, key) is None or getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+            value = getattr(self, key)
+            _require(
+                value is None or (isinstance(value, int | float) and value >= 0), key, value, "a number, 0 or more"
+            )
         for key in ("warmup", "ema", "momentum"):
             _require(0 <= getattr(self, key) < 1, key, getattr(self, key), "from 0 to below 1")
         _require(self.clip >= 0, "clip", self.clip, "0 or more")

@@ -116,6 +116,8 @@ def test_a_stopped_command_goes_on_where_it_was(desk, trainable, tmp_path):
         (("--augment", "imagenet"), "use 'cifar'"),
         (("--device", "cuda:31"), "no such CUDA device; use --device cpu"),
         (("--blocks", "1"), "distil without a teacher"),
+        (("--stage", "binary", "--stage", "bits:w=4"), "cannot end with the stage 'bits:w=4'"),
+        (("--device", "gpu7"), "no such device; use cpu, cuda or cuda:1"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(desk, trainable, tmp_path, words, why):

@@ -9,6 +9,7 @@ from training_desk import IMAGES, converted, data, gap, plain, same, teacher
 import binarize
 from binarize.errors import DataError, TrainingError
 from binarize.finetune import Losses, Settings, finetune
+from binarize.recipe import Recipe
 
 SCHEMES = [
     "xnor-net",
@@ -204,6 +205,9 @@ def test_a_float_network_is_refused():
         ({"loss_fn": lambda net, batch: net(batch[0])}, "what loss_fn returned: a tensor of shape"),
         ({"settings": Settings(losses=Losses(logits=1.0))}, "distil without a teacher"),
         ({"settings": Settings(losses=Losses(labels=0.0))}, "all 0"),
+        ({"stages": "binary"}, r"give a tuple of texts, \('binary',\)"),
+        ({"teacher": nn.Conv2d(1, 2, 3).eval()}, r"does not take images of shape \(32, 3, 8, 8\)"),
+        ({"teacher": nn.Flatten().eval()}, r"outputs have shape \(32, 192\), the network's \(32, 5\)"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, why):
@@ -216,12 +220,69 @@ def test_labels_that_are_missing_are_asked_for():
         finetune(converted(), [torch.randn(4, 3, 8, 8)])
 
 
+@pytest.mark.parametrize(
+    ("batch", "why"),
+    [
+        ((torch.randn(2, 3, 8, 8), torch.tensor([0, 5])), "5 is out of bounds.*whole numbers below the classes"),
+        ((torch.randn(2, 3, 8, 8), torch.zeros(3, dtype=torch.long)), r"torch.int64 \(3,\) for outputs \(2, 5\)"),
+        ((torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1])), "give floats, scaled as the model"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(batch, why):
+    with pytest.raises(TrainingError, match=why):
+        finetune(converted(), [batch])
+
+
+def test_val_without_labels_is_refused_before_anything_is_trained():
+    net = converted()
+
+    with pytest.raises(DataError, match="no labels"):
+        finetune(net, data(), teacher=teacher(), val=[torch.randn(4, 3, 8, 8)], epochs=1)
+
+    assert same(net, converted())
+
+
+def test_a_pass_of_one_batch_moves_the_weights():
+    net = converted()
+    finetune(net, data(96), teacher=teacher(), settings=Settings(epochs=1, freeze_norm=True))
+
+    assert not same(net, converted())
+
+
+def test_the_first_pass_of_a_loader_without_a_length_moves_the_weights():
+    class Stream:
+        def __iter__(self):
+            return iter(data(shuffle=False))
+
+    net = converted()
+    history = finetune(net, Stream(), teacher=teacher(), settings=Settings(epochs=2, freeze_norm=True))
+
+    assert history.epochs[0].rate > 0.5
+
+
+def test_the_running_average_does_not_change_the_training():
+    """The activation that two layers share has two names in the network."""
+    everything = Recipe(scheme="encoding:w=2,a=2", keep_first=False, keep_last=False, smallest=0)
+    first = binarize.convert(teacher(), recipe=everything, data=data(shuffle=False))
+    nets = first, copy.deepcopy(first)
+    assert len({id(value) for value in nets[0].state_dict(keep_vars=True).values()}) < len(nets[0].state_dict())
+
+    settings = Settings(epochs=3)
+    plain = finetune(nets[0], data(), teacher=teacher(), settings=settings)
+    averaged = finetune(nets[1], data(), teacher=teacher(), settings=dataclasses.replace(settings, ema=0.9))
+
+    assert [epoch.loss for epoch in plain.epochs] == [epoch.loss for epoch in averaged.epochs]
+
+
 def test_a_loader_that_yields_nothing_is_refused():
     with pytest.raises(DataError, match="yields no batch"):
         finetune(converted(), iter([]), teacher=teacher())
 
 
-@pytest.mark.parametrize("options", [{"epochs": 0}, {"lr": -1.0}, {"optimiser": "adma"}, {"ema": 1.0}, {"clip": -1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"epochs": 0}, {"lr": -1.0}, {"optimiser": "adma"}, {"ema": 1.0}, {"clip": -1.0}, {"epochs": 1.5}, {"lr": "0.1"}],
+)
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(TrainingError, match=f"cannot fine-tune with {next(iter(options))}"):
         Settings(**options)

@@ -102,6 +102,40 @@ def test_other_settings_do_not_continue_a_run(tmp_path):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"teacher": None}, "started with labels 0.0, now it is 1.0"),
+        ({"train": data(16)}, "batches of a pass 3, now it is 6"),
+    ],
+)
+def test_another_teacher_or_data_of_another_size_does_not_continue_a_run(tmp_path, options, why):
+    given = {"train": data(), "teacher": teacher(), "checkpoint": tmp_path}
+    finetune(converted(), **given, epochs=1)
+
+    with pytest.raises(TrainingError, match=why):
+        finetune(converted(), **{**given, **options}, epochs=2, resume=True)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_pass_is_not_lost_where_validation_fails(tmp_path, ema):
+    def broken(net):
+        raise OSError("the disk is gone")
+
+    settings = Settings(epochs=2, ema=ema)
+    straight, resumed = converted(), converted()
+    whole = finetune(straight, data(), teacher=teacher(), val=data(), settings=settings)
+    with pytest.raises(OSError, match="the disk is gone"):
+        finetune(converted(), data(), teacher=teacher(), val=broken, settings=settings, checkpoint=tmp_path)
+
+    again = finetune(
+        resumed, data(), teacher=teacher(), val=data(), settings=settings, checkpoint=tmp_path, resume=True
+    )  # fmt: skip
+
+    assert same(straight, resumed)
+    assert [(epoch.loss, epoch.val) for epoch in whole.epochs] == [(epoch.loss, epoch.val) for epoch in again.epochs]
+
+
 def test_another_network_does_not_continue_a_run(tmp_path):
     finetune(converted(), data(), teacher=teacher(), epochs=1, checkpoint=tmp_path)
 

@@ -65,7 +65,7 @@ def test_a_network_of_masks_comes_closer_to_its_teacher():
     net = convert(model, scheme="encoding:w=2,a=2", data=data)
 
     history = finetune(
-        net, data, loss_fn=segmentation_loss(model), val=data, settings=Settings(epochs=10, lr=0.01, freeze_norm=True)
+        net, data, loss_fn=segmentation_loss(model), val=data, settings=Settings(epochs=10, lr=0.08, freeze_norm=True)
     )
 
     assert history.epochs[-1].loss < 0.9 * history.epochs[0].loss

@@ -130,6 +130,7 @@ def test_a_changed_level_is_not_forgotten_by_the_activation():
         ("bits:w=9", "from 1 to 8"),
         ("tanh:epochs=0", "1 or more"),
         ("tanh:w=2", "unknown option 'w'"),
+        ("bits:w=8", "add the stage binary"),
     ],
 )
 def test_a_stage_that_says_nothing_is_refused(text, why):
