@@ -248,13 +248,8 @@ class Table:
         recipe = Recipe(scheme=row.scheme, reconstruct=self.options.reconstruct and not begun)
         net = binarize.convert(model, recipe=recipe, data=first_batches(self.train, 8))
         epochs = known.get("epochs") or self.epochs_in(row, net, model, seconds + start - time.monotonic())
-        result = {
-            "scheme": row.scheme,
-            "lr": self.options.lr,
-            "reconstruct": self.options.reconstruct,
-            "epochs": epochs,
-        }
-        result["converted"] = known["converted"] if begun else self.judged(net)
+        asked = {"scheme": row.scheme, "lr": self.options.lr, "reconstruct": self.options.reconstruct}
+        result = {**asked, "epochs": epochs, "converted": known["converted"] if begun else self.judged(net)}
         self.keep(row.name, {**known, **result, "finished": False})
         history = finetune(
             net, self.train, **self.task.losses(model), val=self.val, settings=self.settings(epochs, row),

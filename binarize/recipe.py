@@ -160,7 +160,8 @@ class Recipe:
         if self.exactness not in EXACTNESS:
             known = ", ".join(EXACTNESS)
             raise RecipeError(f"cannot read recipe: exactness is {self.exactness!r}; it may be {known}")
-        read_stages(self.stages)
+        for stage in self.stages:
+            StageSpec.parse(stage)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as TOML and JSON hold them."""

@@ -130,12 +130,21 @@ def test_a_changed_level_is_not_forgotten_by_the_activation():
         ("bits:w=9", "from 1 to 8"),
         ("tanh:epochs=0", "1 or more"),
         ("tanh:w=2", "unknown option 'w'"),
-        ("bits:w=8", "add the stage binary"),
     ],
 )
 def test_a_stage_that_says_nothing_is_refused(text, why):
     with pytest.raises(RecipeError, match=why):
         Recipe(stages=(text,))
+
+
+@pytest.mark.parametrize("last", ["bits:w=8,a=8", "tanh", "activations:epochs=1"])
+def test_a_run_that_would_leave_another_network_is_refused(last):
+    net = converted("encoding:w=2,a=2")
+
+    with pytest.raises(RecipeError, match=f"cannot end with the stage '{last}'.*add the stage binary"):
+        finetune(net, data(), teacher=teacher(), stages=("binary", last))
+
+    assert same(net, converted("encoding:w=2,a=2"))
 
 
 def test_stages_survive_toml(tmp_path):
