@@ -171,21 +171,27 @@ class Run:
         return True
 
     def _finish_epoch(self, number: int, rate: float) -> None:
-        if self.validate is not None:
-            self._save()  # the pass is not lost where validation fails: a run that goes on has nothing left of it
-        self.meter.gather(self.processes)
-        if self.average is not None:
-            self.average.swap(self.net)
-        val = dict(self.validate()) if self.validate is not None and self.processes.writes else {}
-        if self.average is not None:
-            self.average.swap(self.net)
+        val = self._validated()
         self.processes.wait()
+        self.meter.gather(self.processes)
         record = self.meter.record(self.texts[self.place.stage], number + 1, rate, val)
         self.history.append(record)
         self.place.epoch, self.place.batch, self.meter = self.place.epoch + 1, 0, Meter()
         if self.events is not None:
             self.events.add(record)
         self._save()
+
+    def _validated(self) -> dict[str, float]:
+        """Return the figures of the network, or of its average where there is one."""
+        if self.validate is None or not self.processes.writes:
+            return {}
+        self._save()  # the pass is not lost where validation fails: a run that goes on has nothing left of it
+        if self.average is not None:
+            self.average.swap(self.net)
+        val = dict(self.validate())
+        if self.average is not None:
+            self.average.swap(self.net)
+        return val
 
     def _position(self, epochs: int, ahead: int) -> float:
         # The middle of a step, so that the first one moves something; of the pass where its length is unknown.
@@ -271,7 +277,6 @@ class Run:
         self.checkpoints.write(
             {
                 "settings": self._identity(),
-                "stages": list(self.texts),
                 "place": dataclasses.asdict(self.place),
                 "model": self.net.state_dict(),
                 "optimiser": self.rates.optimiser.state_dict(),
@@ -286,13 +291,12 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """Return what a run that goes on has to have in common with the one that was begun."""
-        return {**_plain(self.settings), "batches of a pass": self.batches.count}
+        return {**_plain(self.settings), "stages": list(self.texts), "batches of a pass": self.batches.count}
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """Refuse to resume a run under settings that would not continue it."""
-        now = {**self._identity(), "stages": list(self.texts)}
-        then = {**state["settings"], "stages": state["stages"]}
-        for key, value in now.items():
+        then = state["settings"]
+        for key, value in self._identity().items():
             if key not in FREE and then.get(key) != value:
                 what = f"it was started with {key} {then.get(key)!r}, now it is {value!r}"
                 raise TrainingError(f"cannot resume the run: {what}; give the same, or start in another folder")

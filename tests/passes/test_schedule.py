@@ -14,7 +14,7 @@ import binarize
 from binarize.errors import ModelError
 from binarize.kernels.dispatch import LEVELS
 from binarize.kernels.schedule import why_not_compiled
-from binarize.passes.schedule import ScheduledGraph, coverage, runner_of, schedule
+from binarize.passes.schedule import ScheduledGraph, coverage, runner_of
 
 pytestmark = pytest.mark.skipif(why_not_compiled() is not None, reason="no kernels are compiled")
 
@@ -380,22 +380,3 @@ def test_autocast_reaches_the_layers_that_stay_in_full_precision(monkeypatch):
 
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, wanted)
-
-
-def test_a_training_form_is_left_alone():
-    torch.manual_seed(0)
-    net = binarize.convert(Net().eval(), IMAGES, recipe=binarize.Recipe("xnor-net", convert=("*",), smallest=0))
-    before = type(net)
-
-    schedule(net)
-
-    assert type(net) is before
-    assert "not packed" in str(coverage(net).reason)
-
-
-def test_another_word_than_on_or_off_is_refused(monkeypatch):
-    net = packed()
-    monkeypatch.setenv("BINARIZE_SCHEDULE", "of")
-
-    with pytest.raises(ModelError, match="BINARIZE_SCHEDULE is 'of'; set it to on or off"):
-        net(IMAGES)
