@@ -128,10 +128,13 @@ def test_a_pass_is_not_lost_where_validation_fails(tmp_path, ema):
     with pytest.raises(OSError, match="the disk is gone"):
         finetune(converted(), data(), teacher=teacher(), val=broken, settings=settings, checkpoint=tmp_path)
 
+    steps = []
     again = finetune(
-        resumed, data(), teacher=teacher(), val=data(), settings=settings, checkpoint=tmp_path, resume=True
+        resumed, data(), teacher=teacher(), val=data(), settings=settings, checkpoint=tmp_path, resume=True,
+        progress=steps.append,
     )  # fmt: skip
 
+    assert {step.epoch for step in steps} == {2}
     assert same(straight, resumed)
     assert [(epoch.loss, epoch.val) for epoch in whole.epochs] == [(epoch.loss, epoch.val) for epoch in again.epochs]
 
