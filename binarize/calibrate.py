@@ -15,6 +15,7 @@ from binarize.calibration.routers import RouterStarts
 from binarize.calibration.rows import Rows, draw, row_count, values
 from binarize.calibration.scales import fit_scales
 from binarize.layers.binary import BinaryLayer, binary_layers
+from binarize.layers.branches import chosen_only
 from binarize.schemes.distinct import distinct_splits
 from binarize.schemes.sign import SignActivation
 
@@ -138,7 +139,10 @@ def calibrate(
             lockstep(net, teacher, places, batches, work.visit)
     scales = fit_scales(net, teacher, batches)
     missed = {name: "not called on the calibration inputs" for name in layers if name not in work.fits}
-    groups = reconstruct(net, teacher, batches, settings.seed, progress) if settings.reconstruct else {}
+    groups: dict[str, GroupFit] = {}
+    if settings.reconstruct:
+        with chosen_only(net):
+            groups = reconstruct(net, teacher, batches, settings.seed, progress)
     return CalibrationRecord(_count(batches), settings.seed, work.fits, missed | work.skipped, groups, scales)
 
 
@@ -202,6 +206,28 @@ class _Calibration:
         """Fit one layer on all batches."""
         layer, place = self.layers[name], self.places[name]
         self.routers.reach(place)
+        if place.like is None:
+            self._fit(name, layer, place, meetings)
+        else:
+            self._repeat(name, place.like)
+        self.progress("calibrate", len(self.fits) + len(self.skipped), len(self.layers))
+
+    def _repeat(self, name: str, like: str) -> None:
+        """Take over what the same layer of another branch was fitted to."""
+        layer, source = self.layers[name], self.layers[like]
+        if not layer.activation.fitted:
+            layer.activation.set_levels(source.activation.levels)
+        if source.bias is not None:
+            layer.ensure_bias()
+        mine, theirs = (dict(module.named_parameters(recurse=False)) for module in (layer, source))
+        for key, value in mine.items():
+            value.data.copy_(theirs[key])
+        if like in self.fits:
+            self.fits[name] = self.fits[like]
+        else:
+            self.skipped[name] = self.skipped[like]
+
+    def _fit(self, name: str, layer: BinaryLayer, place: Place, meetings: Sequence[Meeting]) -> None:
         generator = self._generator()
         rows = self.repeated.pop(name, None)
         if rows is None:
@@ -218,7 +244,6 @@ class _Calibration:
             self.skipped[name] = "its input was empty on every calibration image"
         if place.boosted:
             self._note_missed(layer, place, meetings)
-        self.progress("calibrate", len(self.fits) + len(self.skipped), len(self.layers))
 
     def _targets(self, place: Place, meetings: Sequence[Meeting]) -> list[Tensor]:
         """Return what the layer should give: the teacher's output, and what the branches before it missed of it."""

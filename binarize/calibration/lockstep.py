@@ -28,7 +28,9 @@ class Place:
         source: module path of the teacher's layer.
         home: module path of the branches that the layer is in, or None.
         branch: which of them, from 0.
-        branches: how many there are.
+        branches: how many run.
+        like: module path of the same layer in the branch that this one starts as a copy of, or None: where a router
+            chooses K branches, K are fitted.
         boosted: whether it makes up for what the branches before it missed: it is the last weighted layer on a way to
             the output of its group, and the branches are added up.
     """
@@ -37,6 +39,7 @@ class Place:
     home: str | None = None
     branch: int = 0
     branches: int = 1
+    like: str | None = None
     boosted: bool = False
 
 

@@ -16,10 +16,11 @@ def layer_places(net: nn.Module) -> dict[str, Place]:
     copies: dict[str, Place] = {}
     for path, group in branch_groups(net):
         graph, count = _graph_around(net, path), len(group.bodies)
-        last = _last_layers(group.bodies[0])
+        last, fitted = _last_layers(group.bodies[0]), group.router.executed if group.router else count
         for branch in range(count):
             for inner, original in group.origin.items():
-                place = Place(join(graph, original), path, branch, count, inner in last)
+                like = f"{path}.bodies.{branch % fitted}.{inner}" if branch >= fitted else None
+                place = Place(join(graph, original), path, branch, fitted, like, boosted=inner in last)
                 copies[f"{path}.bodies.{branch}.{inner}"] = place
     return {name: copies.get(name, Place(name)) for name, _ in binary_layers(net)}
 

@@ -1,13 +1,15 @@
 """A router's first choice: images that look alike choose the same branches, and all branches are chosen alike often.
 
 Nothing in a trained network says which images a branch should serve, and random weights choose the same few branches
-for nearly all images. So the images are put into as many clusters as
-there are branches, by their mean features S; each branch prefers the images near its centre c_k,
+for nearly all images. So K branches are fitted to all images, as if only they were stored; the others start as their
+copies, branch k of branch k mod K, and each K are a set. A set serves images that look alike: these are put into as
+many clusters as there are sets, by their mean features S, and all branches of set j prefer the images near centre c_j,
 
-    z = P (mean(S) - mu),    l_k = s (2 c_k . z - |c_k|^2) + b_k  =  -s |z - c_k|^2 + b_k + s |z|^2               (1)
+    z = P (mean(S) - mu),    l_k = s (2 c_j . z - |c_j|^2) + b_j  =  -s |z - c_j|^2 + b_j + s |z|^2,  j = k div K   (1)
 
-with P the main directions of the features, and b so that each branch is among the chosen K of N for K / N of the
-images. All branches are fitted to all images; docs/decisions/0004-start-of-routers.md says what else was tried.
+with P the main directions of the features, and b so that all sets are chosen alike often. At first the network is that
+of K branches; training makes the sets differ. Where K does not divide N, what the last set lacks is chosen from the
+next best. docs/decisions/0004-start-of-routers.md says what else was tried.
 """
 
 from collections.abc import Callable
@@ -23,7 +25,8 @@ from binarize.layers.branches import Router, branch_groups, mean_features
 
 __all__ = ["RouterStarts", "start_router"]
 
-SPREAD = 0.1  # standard deviation of the first logits: the shares of the chosen are nearly equal
+SPREAD = 1.0  # standard deviation of the first logits
+PREFERRED = 1e-3  # how much more the branches that the last set lacks are wanted than others of the same set
 ROUNDS = 20  # of moving the centres
 STEPS = 300  # of balancing
 TINY = 1e-6  # share of the largest singular value below which a direction is noise
@@ -37,14 +40,18 @@ def start_router(router: Router, features: Tensor) -> None:
         router: of N branches; overwritten.
         features: mean of the aggregate over each image, ``(n, c)``.
     """
-    hidden = router.squeeze.out_features
+    hidden, stored = router.squeeze.out_features, router.choose.out_features
     directions, offset = _main_directions(features.float(), hidden // 2)
     z = features.float() @ directions.T + offset
-    centres = _centres(z, router.choose.out_features)
+    centres = _centres(z, -(-stored // router.executed))
     slope, bias = 2 * centres, -centres.square().sum(1)
     logits = z @ slope.T + bias
     scale = SPREAD / logits.std(0, correction=0).mean().clamp_min(TINY)
-    bias = scale * bias + _balance(scale * logits, router.executed)
+    bias = scale * bias + _balance(scale * logits)
+    branch = torch.arange(stored, device=features.device)
+    sets, role = branch // router.executed, branch % router.executed
+    lacking = role >= stored - (len(centres) - 1) * router.executed
+    slope, bias = slope[sets], bias[sets] + PREFERRED * lacking
     _set(router.squeeze, torch.cat([directions, -directions]), torch.cat([offset, -offset]))
     _set(router.choose, scale * torch.cat([slope, -slope], 1), bias)  # relu(z) - relu(-z) = z
 
@@ -81,12 +88,12 @@ def _centres(z: Tensor, count: int) -> Tensor:
     return found
 
 
-def _balance(logits: Tensor, executed: int) -> Tensor:
-    """Return the bias ``(N,)`` with which each branch is chosen for nearly the same number of images."""
-    wanted = executed / logits.shape[1]
+def _balance(logits: Tensor) -> Tensor:
+    """Return the bias ``(j,)`` with which each set is chosen for nearly the same number of images."""
+    wanted = 1 / logits.shape[1]
     bias, best, least = logits.new_zeros(logits.shape[1]), logits.new_zeros(logits.shape[1]), torch.inf
     for step in range(STEPS):
-        chosen = torch.zeros_like(logits).scatter(1, (logits + bias).topk(executed, 1).indices, 1.0)
+        chosen = F.one_hot((logits + bias).argmax(1), logits.shape[1]).to(logits)
         excess = chosen.mean(0) - wanted
         if float(excess.abs().max()) < least:
             best, least = bias, float(excess.abs().max())

@@ -11,7 +11,8 @@ Reference:
     gates as in its published code. How its journal version picks branches is not public: the router is our design.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import final
 
@@ -19,11 +20,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from binarize.layers.chosen import Rows, add_weighted, empty, may_choose, per_image, run_chosen, take
+from binarize.layers.chosen import Rows, add_weighted, empty, may_choose, per_image, run_chosen, take, train_chosen
 
-__all__ = ["Branches", "Gate", "Router", "branch_groups"]
+__all__ = ["Branches", "Gate", "Router", "branch_groups", "chosen_only"]
 
 LEAST_HIDDEN = 8  # features between a router's two layers
+NOISE = 0.1  # a tenth of how far apart a started router's logits are: images between two kinds try both
 SHRINK = 8
 
 
@@ -44,6 +46,11 @@ class Gate(nn.Module):
         shares = self.theta.sigmoid()
         kept = [(1 - share) * aggregate for share in shares]
         return [torch.addcmul(kept[k % len(kept)], shares[k % len(kept)], h) for k, h in enumerate(own)]
+
+    def mix(self, k: int, aggregate: Tensor, own: Tensor) -> Tensor:
+        """Return the input of branch k from the aggregate and the branch's own ``(n, ...)``."""
+        share = self.theta[k % len(self.theta)].sigmoid()
+        return torch.addcmul((1 - share) * aggregate, share, own)
 
     def gather(self, aggregate: Tensor, own: Sequence[Tensor | Rows]) -> Callable[[int, Sequence[int]], Tensor]:
         """Return a function from a branch and the images it runs for to its input, the same bits as in `forward`."""
@@ -67,11 +74,12 @@ class Router(nn.Module):
 
         l = F2 relu(F1 mean(S)),  p = softmax(l),  share_i = p_i / sum of the K largest p, 0 for the others          (3)
 
-    In training, Gumbel noise of size ``temperature`` is added to l; the choice itself has no gradient, the shares have.
+    In training the K with the largest l + ``temperature`` * Gumbel noise are chosen; their shares are by l alone, as in
+    evaluation. The choice itself has no gradient, the shares have.
 
     Attributes:
         executed: K.
-        temperature: size of the noise, and divisor of l in training; a buffer, so that a trainer may anneal it.
+        temperature: size of the noise; a buffer, so that a trainer may anneal it.
         balance: N * sum_i f_i * mean p_i of the last batch in training, with f_i the share of images that branch i ran
             for: 1 when all branches are used alike; a term of the loss that keeps the router from using few branches.
     """
@@ -84,18 +92,18 @@ class Router(nn.Module):
         self.executed = executed
         self.squeeze = nn.Linear(channels, hidden)
         self.choose = nn.Linear(hidden, stored)
-        self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("temperature", torch.full((), NOISE))
         self.balance: Tensor | None = None
 
     def forward(self, aggregate: Tensor) -> Tensor:
         """Map ``(n, c, ...)`` to the shares ``(n, N)``: K of each row are positive and add up to 1."""
         logits = self.logits(aggregate)
+        wanted = logits.detach()
         if self.training:
-            noise = -torch.empty_like(logits).exponential_().log()
-            logits = (logits + self.temperature * noise) / self.temperature
-        highest = logits.topk(self.executed, 1)
+            wanted = wanted - self.temperature * torch.empty_like(wanted).exponential_().log()
+        chosen = wanted.topk(self.executed, 1).indices
         # the softmax of the chosen alone is what p_i / sum of theirs comes to
-        shares = torch.zeros_like(logits).scatter(1, highest.indices, highest.values.softmax(1))
+        shares = torch.zeros_like(logits).scatter(1, chosen, logits.gather(1, chosen).softmax(1))
         if self.training:
             used = (shares > 0).to(logits.dtype).mean(0) / self.executed
             self.balance = len(used) * (used * logits.softmax(1).mean(0)).sum()
@@ -128,8 +136,10 @@ class Branches(nn.Module):
         scale: ``(N,)`` learnt, 1 at first; None where branches are averaged.
         router: chooses branches, or None where all run.
         hands_on: whether the next group's gate reads the branches' own outputs.
-        sparse: run only the branches that the router chose, image by image. Off in training form, where all branches
-            run and the shares of the others are 0: the same numbers, and the definition.
+        sparse: run only the branches that the router chose, image by image, without gradients: the packed form. The
+            training form does so in training, with gradients, and normalisation layers learn the statistics of the
+            images that their branch runs for. In evaluation all its branches run and the shares of the others are 0:
+            the same numbers, and the definition.
     """
 
     def __init__(
@@ -156,8 +166,9 @@ class Branches(nn.Module):
             ``S'``, or ``(S', v_1, ..., v_N)`` if `hands_on`; a branch that did not run for an image hands on S'.
             If `sparse`, each v is a list of images.
         """
-        if self.sparse and self.router is not None and may_choose(aggregate):
-            return self._run_chosen(self.router(aggregate), aggregate, own)
+        if (self.sparse or self.training) and self.router is not None and may_choose(aggregate):
+            shares = self.router(aggregate)
+            return (self._run_chosen if self.sparse else self._train_chosen)(shares, aggregate, own)
         inputs = self._inputs(aggregate, own)
         values = [body(x) for body, x in zip(self.bodies, inputs, strict=True)]
         if self.router is None:
@@ -206,17 +217,16 @@ class Branches(nn.Module):
         total, rows = run_chosen(bodies, gather, self._weights(shares), shares > 0, rows=self.hands_on)
         return (total, *rows) if self.hands_on else total
 
-    def train(self, mode: bool = True) -> "Branches":
-        """Set the mode; normalisation layers of routed branches keep their statistics.
+    def _train_chosen(
+        self, shares: Tensor, aggregate: Tensor, own: Sequence[Tensor | Rows]
+    ) -> Tensor | tuple[Tensor, ...]:
+        gate, values = self.gate, [h if isinstance(h, Tensor) else torch.stack(h) for h in own]
 
-        A branch should learn statistics from the images that it runs for; the dense training form feeds it all.
-        """
-        super().train(mode)
-        if self.router is not None:
-            for module in self.bodies.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
+        def gather(k: int, images: Tensor) -> Tensor:
+            x = aggregate.index_select(0, images)
+            return x if gate is None else gate.mix(k, x, values[k].index_select(0, images))
+
+        return train_chosen([*self.bodies], gather, self._weights(shares), shares > 0, hands_on=self.hands_on)
 
     def extra_repr(self) -> str:
         """Name the layers that each branch copies."""
@@ -231,6 +241,19 @@ def mean_features(aggregate: Tensor) -> Tensor:
 def branch_groups(net: nn.Module) -> list[tuple[str, Branches]]:
     """Return every `Branches` of ``net`` with its module path, each once."""
     return [(name, module) for name, module in net.named_modules() if isinstance(module, Branches)]
+
+
+@contextlib.contextmanager
+def chosen_only(net: nn.Module) -> Iterator[None]:
+    """Run only the branches that routers choose while open, with gradients; all else stays in evaluation mode."""
+    routed = [group for _, group in branch_groups(net) if group.router is not None and not group.training]
+    for group in routed:
+        group.training = True  # of this module alone
+    try:
+        yield
+    finally:
+        for group in routed:
+            group.training = False
 
 
 def _take(x: Tensor, _: int, images: Sequence[int]) -> Tensor:

@@ -4,15 +4,16 @@ Memory traffic decides here, because binary convolutions are cheap: a branch's i
 tensor for one run of the branch; outputs are added to the sum from where they are, and handed on as they are.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-__all__ = ["Rows", "add_weighted", "empty", "may_choose", "per_image", "run_chosen", "take"]
+__all__ = ["Rows", "add_weighted", "empty", "may_choose", "per_image", "run_chosen", "take", "train_chosen"]
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
@@ -81,6 +82,62 @@ def run_chosen(
         outputs.append((images, part))
     assert total is not None
     return total, [_rows(images, part, total) for images, part in outputs if rows]
+
+
+@_never_compiled
+def train_chosen(
+    bodies: Sequence[nn.Module],
+    gather: Callable[[int, Tensor], Tensor],
+    weights: Tensor,
+    ran: Tensor,
+    *,
+    hands_on: bool,
+) -> Tensor | tuple[Tensor, ...]:
+    """Run each branch on the images that chose it, with gradients.
+
+    A branch that one image alone chose is normalised by the statistics of before: one image has none of its own.
+
+    Args:
+        bodies: N branches.
+        gather: from a branch and the numbers of images it runs for to the branch's input.
+        weights: ``(n, N)``, what each output is multiplied by.
+        ran: ``(n, N)`` bool, whether a branch runs for an image; at least one does for each.
+        hands_on: whether the branches' outputs are asked for too.
+
+    Returns:
+        The weighted sum ``(n, ...)``, and with ``hands_on`` each branch's output, the sum where it did not run.
+    """
+    total: Tensor | None = None
+    outputs: list[tuple[Tensor, Tensor] | None] = []
+    for k, numbers in enumerate(_images(ran)):
+        if not numbers:
+            outputs.append(None)
+            continue
+        images = torch.tensor(numbers, device=weights.device)
+        with _settled(bodies[k]) if len(numbers) == 1 else contextlib.nullcontext():
+            part = bodies[k](gather(k, images))
+        weighted = per_image(weights[:, k].index_select(0, images), part) * part
+        total = _zeros(len(weights), weighted.detach()) if total is None else total
+        total = total.index_add_(0, images, weighted)
+        outputs.append((images, part))
+    assert total is not None
+    if not hands_on:
+        return total
+    handed = (total if made is None else total.index_copy(0, made[0], made[1].to(total.dtype)) for made in outputs)
+    return (total, *handed)
+
+
+@contextlib.contextmanager
+def _settled(body: nn.Module) -> Iterator[None]:
+    """Normalise by running statistics, and leave them, while open."""
+    learning = [m for m in body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    for module in learning:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in learning:
+            module.train()
 
 
 def add_weighted(total: Tensor, weights: Tensor, value: Tensor) -> Tensor:

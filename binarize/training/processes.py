@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from binarize.errors import TrainingError
+from binarize.layers.branches import Router
 
 __all__ = ["Alone", "Processes", "Together", "find_processes", "is_writer"]
 
@@ -104,8 +105,9 @@ class Together(Processes):
         except ImportError:
             remedy = "run pip install 'binarize[distributed]'"
             raise TrainingError(f"cannot train in several processes: accelerate is not installed; {remedy}") from None
-        # a graph calls all that it holds; Python code may not, and then has to be watched
-        watched = DistributedDataParallelKwargs(find_unused_parameters=not isinstance(net, fx.GraphModule))
+        # a graph calls all that it holds, but branches that no image chose; Python code may not: these are watched
+        routed = any(isinstance(module, Router) for module in net.modules())
+        watched = DistributedDataParallelKwargs(find_unused_parameters=routed or not isinstance(net, fx.GraphModule))
         self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[watched])
         self.count, self.index = self._accelerator.num_processes, self._accelerator.process_index
 

@@ -18,16 +18,19 @@ def started(features, stored, executed):
     return router
 
 
-@pytest.mark.parametrize(("stored", "executed"), [(8, 4), (4, 1), (3, 2), (2, 2)])
-def test_all_branches_are_chosen_alike_often_by_images_not_seen(stored, executed):
+@pytest.mark.parametrize(("stored", "executed"), [(8, 4), (4, 1), (3, 2), (2, 2), (7, 3)])
+def test_each_image_gets_every_branch_once_in_one_of_its_copies_which_are_used_alike(stored, executed):
     features = torch.randn(2000, 24) * torch.linspace(0.1, 3, 24)
     router = started(features[:1000], stored, executed)
     chosen = router(features[1000:]) > 0
 
     assert torch.equal(chosen.sum(1), torch.full((1000,), executed))
-    share = chosen.float().mean(0) * stored / executed
-    assert share.min() > 0.75  # 1 for even use; 1,000 draws of a share of 1/8 scatter by 8 hundredths
-    assert share.max() < 1.25
+    for role in range(executed):
+        copies = chosen[:, role::executed].float()
+        assert torch.equal(copies.sum(1), torch.ones(1000))
+        share = copies.mean(0) * copies.shape[1]
+        assert share.min() > 0.75  # 1 for even use; 1,000 draws of a share of 1/4 scatter by 5 hundredths
+        assert share.max() < (1.25 if stored % executed == 0 else 1.5)  # the images of the last set choose again
 
 
 def test_images_that_look_alike_choose_the_same_branches():
@@ -48,11 +51,11 @@ def test_few_or_equal_images_give_a_router_that_works(features):
     torch.testing.assert_close(shares.sum(1), torch.ones(len(features)))
 
 
-def test_no_share_is_far_from_the_others():
+def test_the_shares_are_equal():
     features = torch.randn(500, 16)
     shares = started(features, 8, 4)(features)
 
-    assert shares.max() < 0.4  # a quarter each if equal
+    torch.testing.assert_close(shares[shares > 0], torch.full((2000,), 0.25))
 
 
 def routed(scheme):

@@ -134,11 +134,73 @@ def test_training_adds_noise_and_measures_the_balance():
     router.balance.backward()
 
 
-def test_routed_branches_keep_their_statistics_in_training():
-    made = group(3, router=Router(6, 3, 1)).train()
-    before = [inner[1].running_mean.clone() for inner in (list(b.children()) for b in made.bodies)]
-    made(torch.randn(4, 6, 5, 5))
+@pytest.mark.parametrize("gates", [0, 1, 4])
+@pytest.mark.parametrize("hands_on", [False, True])
+def test_training_runs_the_chosen_branches_only_with_the_gradients_of_the_dense_computation(gates, hands_on):
+    torch.manual_seed(0)
+    gate = Gate(gates) if gates else None
+    dense = group(4, gate=gate, router=Router(6, 4, 2), hands_on=hands_on)
+    chosen = copy.deepcopy(dense).train()
+    chosen.bodies.eval()  # normalisation by the same statistics as in evaluation
+    chosen.router.temperature.zero_()
+    ran = []
+    for k, inner in enumerate(chosen.bodies):
+        inner.register_forward_hook(lambda module, args, y, k=k: ran.append((k, len(y))))
+    x, own = torch.randn(9, 6, 5, 5) * 3, [torch.randn(9, 6, 5, 5) for _ in range(4)]
 
-    for inner, mean in zip(made.bodies, before, strict=True):
-        assert torch.equal(list(inner.children())[1].running_mean, mean)
-    assert made.router.training
+    def gradients(made):
+        given = [value.clone().requires_grad_() for value in (x, *(own if gates else []))]
+        found = made(*given)
+        weights = torch.Generator().manual_seed(1)
+        outputs = found if hands_on else [found]
+        sum((torch.randn(y.shape, generator=weights) * y).sum() for y in outputs).backward()
+        leaves = {**dict(made.named_parameters()), **{str(at): value for at, value in enumerate(given)}}
+        return outputs, {name: value.grad for name, value in leaves.items()}
+
+    wanted, wanted_grads = gradients(dense)
+    got, got_grads = gradients(chosen)
+    assert sum(count for _, count in ran) == 2 * 9
+    for a, b in zip(wanted, got, strict=True):
+        # a convolution of fewer images may add its 54 products in another order
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=54 * 2.0**-22 * float(a.detach().abs().max()))
+    for name, grad in wanted_grads.items():
+        # sums over at most 9 x 25 x 54 products, in another order
+        atol = 1e-5 * float(grad.abs().max())
+        torch.testing.assert_close(got_grads[name], grad, rtol=1e-4, atol=atol, msg=lambda text, name=name: name + text)
+
+
+def norms_of(made):
+    return [next(m for m in inner.modules() if isinstance(m, nn.BatchNorm2d)) for inner in made.bodies]
+
+
+def test_routed_branches_learn_the_statistics_of_the_images_that_they_run_for():
+    torch.manual_seed(3)
+    made = group(3, router=Router(6, 3, 1)).train()
+    made.router.temperature.zero_()
+    made.router.choose.weight.data.zero_()
+    made.router.choose.bias.data = torch.tensor([-1.0, 0.0, -1.0])
+    made.router.choose.weight.data[0] = 1e3 * torch.ones(8)  # branch 0 where any hidden feature is above 0
+    made.router.squeeze.weight.data.fill_(1.0)
+    made.router.squeeze.bias.data.zero_()
+    x = torch.cat([torch.rand(3, 6, 5, 5), -torch.rand(1, 6, 5, 5)])
+    before = [norm.running_mean.clone() for norm in norms_of(made)]
+    made(x)
+
+    first, second, third = norms_of(made)
+    seen = made.bodies[0].get_submodule("0")(x[:3]).mean((0, 2, 3))
+    torch.testing.assert_close(first.running_mean, 0.9 * before[0] + 0.1 * seen, rtol=1e-5, atol=1e-6)
+    assert torch.equal(second.running_mean, before[1])  # one image has no statistics of its own
+    assert torch.equal(third.running_mean, before[2])
+    assert all(norm.training for norm in (first, second, third))
+
+
+def test_a_branch_that_no_image_chose_hands_on_the_aggregate_and_learns_nothing():
+    torch.manual_seed(0)
+    made = group(3, router=Router(6, 3, 1), hands_on=True).train()
+    made.router.choose.bias.data = torch.tensor([50.0, 0.0, 0.0])
+    total, *values = made(torch.randn(4, 6, 5, 5))
+    (total.sum() + values[1].square().sum()).backward()
+
+    assert torch.equal(values[1], total)
+    assert all(p.grad is None for p in made.bodies[1].parameters())
+    assert all(p.grad is not None for p in made.bodies[0].parameters())
