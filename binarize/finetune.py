@@ -28,8 +28,8 @@ from binarize.training.settings import Losses, Settings
 
 __all__ = ["History", "Losses", "Settings", "Step", "finetune"]
 
-Validation = Iterable[Any] | Callable[[nn.Module], Mapping[str, float]]
-"""Labelled batches, as `evaluate` takes them, or a function of the network that returns figures by name."""
+Validation = Iterable[Any] | Callable[[nn.Module], Mapping[str, float] | float]
+"""Labelled batches, as `evaluate` takes them, or a function of the network that returns a figure or figures by name."""
 
 EVERYTHING = ("binary",)
 
@@ -143,10 +143,20 @@ def _validation(
         return None
     if callable(val):
         own = val
-        return lambda: own(net)
+        return lambda: _figures(own(net))
     loader = val
     evaluate(net, _Placed(itertools.islice(loader, 1), device))  # what it cannot be measured on is said before training
     return lambda: evaluate(net, _Placed(loader, device), classes=getattr(loader, "classes", ())).figures()
+
+
+def _figures(found: Any) -> Mapping[str, float]:
+    """Return what a user's function of the network found: figures by name, or one that has none."""
+    named = found if isinstance(found, Mapping) else {"figure": found}
+    try:
+        return {str(name): float(value) for name, value in named.items()}
+    except (TypeError, ValueError) as cause:
+        what = f"it returned {type(found).__name__}"
+        raise TrainingError(f"cannot use what val measured: {what}; return a number, or a dict of numbers") from cause
 
 
 @final

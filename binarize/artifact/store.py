@@ -12,6 +12,7 @@ from torch import nn
 from binarize import __version__
 from binarize.artifact.files import read, write
 from binarize.artifact.networks import Network, network_from_data, network_to_data
+from binarize.devices import device_why_not
 from binarize.errors import ArtifactError, BinarizeError
 from binarize.layers.merged import allow
 from binarize.layers.packed import PackedLayer
@@ -70,12 +71,12 @@ def load(
 
     Raises:
         ArtifactError: the file is missing, damaged, of a newer format, or names something that may not be in a file;
-            or ``model`` is needed, or is another one; or torch sees no such CUDA device.
+            or ``model`` is needed, or is another one; or there is no such device.
     """
+    reason = device_why_not(device)
+    if reason is not None:
+        raise ArtifactError(f"cannot load {str(path)!r} onto {str(device)!r}: {reason}; give device='cpu'")
     place = torch.device(device)
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        what = "torch sees no such CUDA device here"
-        raise ArtifactError(f"cannot load {str(path)!r} onto {str(place)!r}: {what}; give device='cpu'")
     description, tensors = read(path)
     try:
         record = _record(description["record"])

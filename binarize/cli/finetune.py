@@ -125,16 +125,15 @@ class Course:
         """Train ``net`` in place, and bring it back to the processor."""
         import torch
 
+        from binarize.devices import device_why_not
         from binarize.errors import TrainingError
         from binarize.finetune import finetune as run
         from binarize.record import record_of
 
-        try:
-            place = torch.device(self.device)
-        except RuntimeError as cause:
-            raise TrainingError(f"cannot train on {self.device!r}: no such device; use cpu, cuda or cuda:1") from cause
-        if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-            raise TrainingError(f"cannot train on {self.device!r}: torch sees no such CUDA device; use --device cpu")
+        reason = device_why_not(self.device)
+        if reason is not None:
+            raise TrainingError(f"cannot train on {self.device!r}: {reason}; use cpu, cuda or cuda:1")
+        place = torch.device(self.device)
         shape = record_of(net).input_shape
         train = self._images(self.data, shape, self.augment, self.samples, shuffle=True)
         val = None if self.val is None else self._images(self.val, shape, "none", None, shuffle=False)

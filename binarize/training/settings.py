@@ -41,9 +41,10 @@ class Losses:
     def __post_init__(self) -> None:
         weights = {key: getattr(self, key) for key in ("labels", "logits", "blocks", "balance", "smoothing")}
         for key, value in weights.items():
-            _require(value is None or value >= 0, key, value, "0 or more")
+            _require(value is None or (_is_number(value) and value >= 0), key, value, "a number, 0 or more")
         _require(self.blocks_as in ("attention", "features"), "blocks_as", self.blocks_as, "attention or features")
-        _require(self.temperature > 0, "temperature", self.temperature, "above 0")
+        warm = _is_number(self.temperature) and self.temperature > 0
+        _require(warm, "temperature", self.temperature, "a number above 0")
         _require(self.smoothing < 1, "smoothing", self.smoothing, "below 1")
 
     def resolved(self, has_teacher: bool) -> "Losses":
@@ -120,14 +121,13 @@ class Settings:
         for key in ("epochs", "accumulate"):
             value = getattr(self, key)
             _require(isinstance(value, int) and value >= 1, key, value, "a whole number, 1 or more")
-        for key in ("lr", "decay"):
+        for key in ("lr", "decay", "clip"):
             value = getattr(self, key)
-            _require(
-                value is None or (isinstance(value, int | float) and value >= 0), key, value, "a number, 0 or more"
-            )
+            fits = (value is None and key != "clip") or (_is_number(value) and value >= 0)
+            _require(fits, key, value, "a number, 0 or more")
         for key in ("warmup", "ema", "momentum"):
-            _require(0 <= getattr(self, key) < 1, key, getattr(self, key), "from 0 to below 1")
-        _require(self.clip >= 0, "clip", self.clip, "0 or more")
+            value = getattr(self, key)
+            _require(_is_number(value) and 0 <= value < 1, key, value, "a number from 0 to below 1")
 
     def resolved(self) -> "Settings":
         """Return the same with the learning rate and the weight decay decided."""
@@ -145,6 +145,10 @@ class Settings:
 
 
 SCHEDULES = ("cosine", "step", "linear", "constant")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def _require(holds: bool, key: str, value: object, wanted: str) -> None:

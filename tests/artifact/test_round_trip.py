@@ -158,8 +158,13 @@ def test_a_network_can_be_loaded_onto_a_device(packed):
 
 def test_a_cuda_device_that_is_not_there_is_blamed_not_the_file(packed, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ArtifactError, match="no such CUDA device here"):
+    with pytest.raises(ArtifactError, match="no such CUDA device; give"):
         load(packed[1], device="cuda")
+
+
+def test_a_device_of_an_unknown_kind_is_named(packed):
+    with pytest.raises(ArtifactError, match="onto 'gpu7': there is no such kind of device"):
+        load(packed[1], device="gpu7")
 
 
 def test_the_training_form_keeps_its_latent_weights(tmp_path):

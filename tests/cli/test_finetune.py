@@ -114,10 +114,10 @@ def test_a_stopped_command_goes_on_where_it_was(desk, trainable, tmp_path):
         (("--stage", "activation"), "did you mean 'activations'"),
         (("--val", "npx:nowhere"), "did you mean 'npz'"),
         (("--augment", "imagenet"), "use 'cifar'"),
-        (("--device", "cuda:31"), "no such CUDA device; use --device cpu"),
+        (("--device", "cuda:31"), "no such CUDA device; use cpu, cuda or cuda:1"),
         (("--blocks", "1"), "distil without a teacher"),
         (("--stage", "binary", "--stage", "bits:w=4"), "cannot end with the stage 'bits:w=4'"),
-        (("--device", "gpu7"), "no such device; use cpu, cuda or cuda:1"),
+        (("--device", "gpu7"), "no such kind of device; use cpu, cuda or cuda:1"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(desk, trainable, tmp_path, words, why):

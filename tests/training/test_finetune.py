@@ -135,6 +135,19 @@ def test_a_function_of_the_user_is_minimised():
     assert history.epochs[0].val == {"free": 0.5}
 
 
+@pytest.mark.parametrize(
+    ("found", "kept"), [(0.25, {"figure": 0.25}), (torch.tensor(2), {"figure": 2.0}), ({"a": 1}, {"a": 1.0})]
+)
+def test_what_val_returns_are_figures_by_name(found, kept):
+    assert finetune(converted(), data(), val=lambda net: found, epochs=1).epochs[0].val == kept
+
+
+@pytest.mark.parametrize("found", [None, "good", {"a": [1]}, torch.zeros(2)])
+def test_a_val_that_returns_no_figures_is_refused(found):
+    with pytest.raises(TrainingError, match="return a number, or a dict of numbers"):
+        finetune(converted(), data(), val=lambda net: found, epochs=1)
+
+
 def test_accumulated_batches_move_the_weights_as_one_large_batch():
     many, _ = plain()
     one = copy.deepcopy(many)
@@ -282,11 +295,20 @@ def test_a_loader_that_yields_nothing_is_refused():
 
 @pytest.mark.parametrize(
     "options",
-    [{"epochs": 0}, {"lr": -1.0}, {"optimiser": "adma"}, {"ema": 1.0}, {"clip": -1.0}, {"epochs": 1.5}, {"lr": "0.1"}],
-)
+    [
+        {"epochs": 0}, {"lr": -1.0}, {"optimiser": "adma"}, {"ema": 1.0}, {"clip": -1.0}, {"epochs": 1.5},
+        {"lr": "0.1"}, {"clip": None}, {"warmup": "0.1"}, {"momentum": None},
+    ],
+)  # fmt: skip
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(TrainingError, match=f"cannot fine-tune with {next(iter(options))}"):
         Settings(**options)
+
+
+@pytest.mark.parametrize("options", [{"logits": "1"}, {"temperature": "4"}, {"temperature": 0}, {"smoothing": 1.0}])
+def test_losses_out_of_range_are_refused(options):
+    with pytest.raises(TrainingError, match=f"cannot fine-tune with {next(iter(options))}"):
+        Losses(**options)
 
 
 def test_block_outputs_of_branches_are_compared_too():
