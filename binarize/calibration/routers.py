@@ -33,12 +33,17 @@ TINY = 1e-6  # share of the largest singular value below which a direction is no
 
 
 @torch.no_grad()
-def start_router(router: Router, features: Tensor) -> None:
+def start_router(router: Router, features: Tensor, before: Tensor | None = None) -> Tensor:
     """Set the weights of a router by equation (1).
 
     Args:
         router: of N branches; overwritten.
         features: mean of the aggregate over each image, ``(n, c)``.
+        before: the set of each image ``(n,)`` in another group, whose branches hand on to these: sets are numbered so
+            that most images stay in theirs.
+
+    Returns:
+        The set of each image, ``(n,)``.
     """
     hidden, stored = router.squeeze.out_features, router.choose.out_features
     directions, offset = _main_directions(features.float(), hidden // 2)
@@ -48,12 +53,28 @@ def start_router(router: Router, features: Tensor) -> None:
     logits = z @ slope.T + bias
     scale = SPREAD / logits.std(0, correction=0).mean().clamp_min(TINY)
     bias = scale * bias + _balance(scale * logits)
+    chosen = (scale * (z @ slope.T) + bias).argmax(1)
+    if before is not None:
+        order = _numbers(chosen, before, len(centres))
+        slope, bias, chosen = slope[order], bias[order], torch.tensor(order, device=chosen.device).argsort()[chosen]
     branch = torch.arange(stored, device=features.device)
     sets, role = branch // router.executed, branch % router.executed
     lacking = role >= stored - (len(centres) - 1) * router.executed
     slope, bias = slope[sets], bias[sets] + PREFERRED * lacking
     _set(router.squeeze, torch.cat([directions, -directions]), torch.cat([offset, -offset]))
     _set(router.choose, scale * torch.cat([slope, -slope], 1), bias)  # relu(z) - relu(-z) = z
+    return chosen
+
+
+def _numbers(sets: Tensor, before: Tensor, count: int) -> list[int]:
+    """Return which of ``sets`` gets each number: in turn the pair that shares most images of those that are left."""
+    shared = F.one_hot(sets, count).double().T @ F.one_hot(before, count).double()
+    found = [0] * count
+    for _ in range(count):
+        here, there = divmod(int(shared.argmax()), count)
+        found[there] = here
+        shared[here], shared[:, there] = -1, -1
+    return found
 
 
 def _set(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
@@ -109,6 +130,7 @@ class RouterStarts:
         self.groups = {path: group for path, group in branch_groups(net) if group.router is not None}
         self.features: dict[str, list[Tensor]] = {}
         self.started: set[str] = set()
+        self.sets: Tensor | None = None  # of each image in the group before
         self.handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "RouterStarts":
@@ -128,7 +150,9 @@ class RouterStarts:
         if seen is not None and place.home is not None and place.home not in self.started:
             router = self.groups[place.home].router
             assert router is not None
-            start_router(router, torch.cat(seen))
+            features = torch.cat(seen)
+            before = self.sets if self.sets is not None and len(self.sets) == len(features) else None
+            self.sets = start_router(router, features, before)
             self.started.add(place.home)
 
     def _keep(self, path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

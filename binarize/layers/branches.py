@@ -20,7 +20,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from binarize.layers.chosen import Rows, add_weighted, empty, may_choose, per_image, run_chosen, take, train_chosen
+from binarize.layers.chosen import (
+    Rows,
+    add_weighted,
+    empty,
+    may_choose,
+    per_image,
+    run_chosen,
+    some,
+    take,
+    train_chosen,
+)
 
 __all__ = ["Branches", "Gate", "Router", "branch_groups", "chosen_only"]
 
@@ -223,8 +233,8 @@ class Branches(nn.Module):
         gate, values = self.gate, [h if isinstance(h, Tensor) else torch.stack(h) for h in own]
 
         def gather(k: int, images: Tensor) -> Tensor:
-            x = aggregate.index_select(0, images)
-            return x if gate is None else gate.mix(k, x, values[k].index_select(0, images))
+            x = some(aggregate, images)
+            return x if gate is None else gate.mix(k, x, some(values[k], images))
 
         return train_chosen([*self.bodies], gather, self._weights(shares), shares > 0, hands_on=self.hands_on)
 

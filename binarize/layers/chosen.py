@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-__all__ = ["Rows", "add_weighted", "empty", "may_choose", "per_image", "run_chosen", "take", "train_chosen"]
+__all__ = ["Rows", "add_weighted", "empty", "may_choose", "per_image", "run_chosen", "some", "take", "train_chosen"]
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
@@ -107,7 +107,8 @@ def train_chosen(
     Returns:
         The weighted sum ``(n, ...)``, and with ``hands_on`` each branch's output, the sum where it did not run.
     """
-    total: Tensor | None = None
+    total: Tensor | None = None  # the axes of this and of the parts lie as in memory
+    order: list[int] = []
     outputs: list[tuple[Tensor, Tensor] | None] = []
     for k, numbers in enumerate(_images(ran)):
         if not numbers:
@@ -116,15 +117,33 @@ def train_chosen(
         images = torch.tensor(numbers, device=weights.device)
         with _settled(bodies[k]) if len(numbers) == 1 else contextlib.nullcontext():
             part = bodies[k](gather(k, images))
+        order = order or _memory_order(part)
+        part = part.permute(order)
         weighted = per_image(weights[:, k].index_select(0, images), part) * part
-        total = _zeros(len(weights), weighted.detach()) if total is None else total
+        total = weighted.new_zeros(len(weights), *part.shape[1:]) if total is None else total
         total = total.index_add_(0, images, weighted)
         outputs.append((images, part))
     assert total is not None
+    back = _inverse(order)
     if not hands_on:
-        return total
+        return total.permute(back)
     handed = (total if made is None else total.index_copy(0, made[0], made[1].to(total.dtype)) for made in outputs)
-    return (total, *handed)
+    return tuple(value.permute(back) for value in (total, *handed))
+
+
+def some(x: Tensor, images: Tensor) -> Tensor:
+    """Return some images of a batch ``(n, ...)`` by number, with gradients, in the same memory order."""
+    order = _memory_order(x)
+    return x.permute(order).index_select(0, images).permute(_inverse(order))
+
+
+def _memory_order(x: Tensor) -> list[int]:
+    """Return the axes as they lie in memory, images first; torch indexes images whose values do not lie so slowly."""
+    return [0, *sorted(range(1, x.dim()), key=x.stride, reverse=True)]
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return [order.index(axis) for axis in range(len(order))]
 
 
 @contextlib.contextmanager

@@ -96,3 +96,16 @@ def test_starting_leaves_no_hooks_and_sparse_execution_agrees():
     for _, group in branch_groups(net):
         group.sparse = True
     torch.testing.assert_close(net(x), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_images_stay_in_the_set_of_the_group_before_where_they_can():
+    torch.manual_seed(0)
+    kinds = torch.arange(300) % 3
+    first, second = (torch.randn(3, 16)[kinds] * 4 + 0.05 * torch.randn(300, 16) for _ in range(2))
+    before = start_router(Router(16, 6, 2), first)
+    router = Router(16, 6, 2).eval()
+    chosen = start_router(router, second, before)
+
+    assert len(before.unique()) == 3
+    assert torch.equal(chosen, before)
+    assert torch.equal((router(second) > 0)[:, ::2].float().argmax(1), chosen)
