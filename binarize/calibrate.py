@@ -11,11 +11,11 @@ from binarize.calibration.fit import Problem, fit_to_output, fit_to_weight
 from binarize.calibration.lockstep import Meeting, Place, first_tensor, lockstep
 from binarize.calibration.places import layer_places
 from binarize.calibration.reconstruct import GroupFit, reconstruct
-from binarize.calibration.routers import RouterStarts
+from binarize.calibration.routers import split_branches
 from binarize.calibration.rows import Rows, draw, row_count, values
 from binarize.calibration.scales import fit_scales
 from binarize.layers.binary import BinaryLayer, binary_layers
-from binarize.layers.branches import chosen_only
+from binarize.layers.branches import sharing
 from binarize.schemes.distinct import distinct_splits
 from binarize.schemes.sign import SignActivation
 
@@ -129,21 +129,23 @@ def calibrate(
     batches = _split(inputs)
     layers, places = dict(binary_layers(net)), layer_places(net)
     progress = progress or (lambda stage, done, total: None)
-    work = _Calibration(layers, places, RouterStarts(net), settings, progress)
-    with torch.no_grad():
-        calls, size = _probe(teacher, places, batches[0])
-        batches = _affordable(batches, size)
-        several = {name: place.source for name, place in places.items() if calls[place.source] > 1}
-        work.record_repeated(teacher, batches, several, calls)
-        with work.routers:
-            lockstep(net, teacher, places, batches, work.visit)
-    scales = fit_scales(net, teacher, batches)
-    missed = {name: "not called on the calibration inputs" for name in layers if name not in work.fits}
-    groups: dict[str, GroupFit] = {}
-    if settings.reconstruct:
-        with chosen_only(net):
-            groups = reconstruct(net, teacher, batches, settings.seed, progress)
-    return CalibrationRecord(_count(batches), settings.seed, work.fits, missed | work.skipped, groups, scales)
+    copies = {name: place.like for name, place in places.items() if place.like is not None}
+    fitted = {name: place for name, place in places.items() if name not in copies}
+    work = _Calibration(layers, fitted, settings, progress)
+    with sharing(net):
+        with torch.no_grad():
+            calls, size = _probe(teacher, fitted, batches[0])
+            batches = _affordable(batches, size)
+            several = {name: place.source for name, place in fitted.items() if calls[place.source] > 1}
+            work.record_repeated(teacher, batches, several, calls)
+            lockstep(net, teacher, fitted, batches, work.visit)
+        scales = fit_scales(net, teacher, batches)
+        groups = reconstruct(net, teacher, batches, settings.seed, progress) if settings.reconstruct else {}
+    split_branches(net, batches)
+    fits = work.fits | {name: work.fits[like] for name, like in copies.items() if like in work.fits}
+    skipped = work.skipped | {name: work.skipped[like] for name, like in copies.items() if like in work.skipped}
+    missed = {name: "not called on the calibration inputs" for name in layers if name not in fits}
+    return CalibrationRecord(_count(batches), settings.seed, fits, missed | skipped, groups, scales)
 
 
 @final
@@ -154,12 +156,10 @@ class _Calibration:
         self,
         layers: Mapping[str, BinaryLayer],
         places: Mapping[str, Place],
-        routers: RouterStarts,
         settings: CalibrationSettings,
         progress: Progress,
     ) -> None:
         self.layers, self.places, self.settings, self.progress = layers, places, settings, progress
-        self.routers = routers
         self.fits: dict[str, LayerFit] = {}
         self.skipped: dict[str, str] = {}
         self.repeated: dict[str, list[Rows]] = {}
@@ -205,29 +205,6 @@ class _Calibration:
     def visit(self, name: str, meetings: Sequence[Meeting]) -> None:
         """Fit one layer on all batches."""
         layer, place = self.layers[name], self.places[name]
-        self.routers.reach(place)
-        if place.like is None:
-            self._fit(name, layer, place, meetings)
-        else:
-            self._repeat(name, place.like)
-        self.progress("calibrate", len(self.fits) + len(self.skipped), len(self.layers))
-
-    def _repeat(self, name: str, like: str) -> None:
-        """Take over what the same layer of another branch was fitted to."""
-        layer, source = self.layers[name], self.layers[like]
-        if not layer.activation.fitted:
-            layer.activation.set_levels(source.activation.levels)
-        if source.bias is not None:
-            layer.ensure_bias()
-        mine, theirs = (dict(module.named_parameters(recurse=False)) for module in (layer, source))
-        for key, value in mine.items():
-            value.data.copy_(theirs[key])
-        if like in self.fits:
-            self.fits[name] = self.fits[like]
-        else:
-            self.skipped[name] = self.skipped[like]
-
-    def _fit(self, name: str, layer: BinaryLayer, place: Place, meetings: Sequence[Meeting]) -> None:
         generator = self._generator()
         rows = self.repeated.pop(name, None)
         if rows is None:
@@ -244,6 +221,7 @@ class _Calibration:
             self.skipped[name] = "its input was empty on every calibration image"
         if place.boosted:
             self._note_missed(layer, place, meetings)
+        self.progress("calibrate", len(self.fits) + len(self.skipped), len(self.places))
 
     def _targets(self, place: Place, meetings: Sequence[Meeting]) -> list[Tensor]:
         """Return what the layer should give: the teacher's output, and what the branches before it missed of it."""

@@ -57,7 +57,7 @@ class SchemeSpec:
 
 
 EXACTNESS = ("exact", "2^-16", "int8")
-STAGES = ("tanh", "activations", "bits", "binary")
+STAGES = ("tanh", "activations", "bits", "shared", "binary")
 
 
 @final
@@ -67,7 +67,8 @@ class StageSpec:
 
     Attributes:
         name: ``tanh``: float weights, tanh in place of sign; ``activations``: binary activations, float weights;
-            ``bits``: encodings of more bits than the scheme says; ``binary``: everything as the scheme says.
+            ``bits``: encodings of more bits than the scheme says; ``shared``: the first K branches for all images where
+            a router chooses K, the others start as their copies afterwards; ``binary``: everything as the scheme says.
         epochs: passes over the data; 0 for as many as fine-tuning is asked for.
         w: for ``bits``: at least so many per weight.
         a: for ``bits``: at least so many per activation.

@@ -9,21 +9,19 @@ many clusters as there are sets, by their mean features S, and all branches of s
 
 with P the main directions of the features, and b so that all sets are chosen alike often. At first the network is that
 of K branches; training makes the sets differ. Where K does not divide N, what the last set lacks is chosen from the
-next best. docs/decisions/0004-start-of-routers.md says what else was tried.
+next best, at a smaller share. docs/decisions/0004-start-of-routers.md says what else was tried.
 """
 
-from collections.abc import Callable
-from typing import final
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
-from binarize.calibration.lockstep import Place
-from binarize.layers.branches import Router, branch_groups, mean_features
+from binarize.layers.branches import Branches, Router, mean_features, routed_groups, sharing
 
-__all__ = ["RouterStarts", "start_router"]
+__all__ = ["split_branches", "start_router"]
 
 SPREAD = 1.0  # standard deviation of the first logits
 PREFERRED = 1e-3  # how much more the branches that the last set lacks are wanted than others of the same set
@@ -122,41 +120,36 @@ def _balance(logits: Tensor) -> Tensor:
     return best
 
 
-@final
-class RouterStarts:
-    """Starts each router when calibration reaches its group, on what comes in to it. A context: it sees while open."""
+@torch.no_grad()
+def split_branches(net: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
+    """Make the branches beyond the first K of every routed group copies of those, and start the routers.
 
-    def __init__(self, net: nn.Module) -> None:
-        self.groups = {path: group for path, group in branch_groups(net) if group.router is not None}
-        self.features: dict[str, list[Tensor]] = {}
-        self.started: set[str] = set()
-        self.sets: Tensor | None = None  # of each image in the group before
-        self.handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> "RouterStarts":
-        """Start to see."""
-        for path, group in self.groups.items():
-            self.handles.append(group.register_forward_pre_hook(self._keep(path)))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Take the hooks away."""
-        for handle in self.handles:
+    Args:
+        net: in evaluation mode, the first K branches of its groups ready.
+        batches: argument tuples of ``forward``: the images to divide among the sets.
+    """
+    seen: dict[Branches, list[Tensor]] = {}
+    handles = [group.register_forward_pre_hook(_keeping(seen)) for group in routed_groups(net)]
+    try:
+        with sharing(net):
+            for batch in batches if handles else ():
+                net(*batch)
+    finally:
+        for handle in handles:
             handle.remove()
+    before: Tensor | None = None
+    for group in routed_groups(net):
+        group.split()
+    for group, found in seen.items():  # in the order of execution
+        features = torch.cat(found)
+        assert group.router is not None
+        before = None if before is None or len(before) != len(features) else before
+        before = start_router(group.router, features, before)
 
-    def reach(self, place: Place) -> None:
-        """Start the router of the branches that a layer is in, unless that has been done."""
-        seen = self.features.pop(place.home or "", None)
-        if seen is not None and place.home is not None and place.home not in self.started:
-            router = self.groups[place.home].router
-            assert router is not None
-            features = torch.cat(seen)
-            before = self.sets if self.sets is not None and len(self.sets) == len(features) else None
-            self.sets = start_router(router, features, before)
-            self.started.add(place.home)
 
-    def _keep(self, path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self.features.setdefault(path, []).append(mean_features(args[0]))
+def _keeping(seen: dict[Branches, list[Tensor]]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, Branches)
+        seen.setdefault(module, []).append(mean_features(args[0]))
 
-        return hook
+    return hook

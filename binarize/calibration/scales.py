@@ -70,7 +70,7 @@ def _improve(branches: Branches, inputs: Sequence[Sequence[Tensor]], targets: Se
     if not _error(aside, scale) < _error(aside, torch.ones_like(scale)):
         return False
     assert branches.scale is not None
-    branches.scale.copy_(scale)
+    branches.scale[: len(scale)] = scale
     return True
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from binarize.layers.binary import BinaryLayer
 from binarize.layers.chosen import (
     Rows,
     add_weighted,
@@ -32,7 +33,7 @@ from binarize.layers.chosen import (
     train_chosen,
 )
 
-__all__ = ["Branches", "Gate", "Router", "branch_groups", "chosen_only"]
+__all__ = ["Branches", "Gate", "Router", "branch_groups", "routed_groups", "sharing"]
 
 LEAST_HIDDEN = 8  # features between a router's two layers
 NOISE = 0.1  # a tenth of how far apart a started router's logits are: images between two kinds try both
@@ -150,6 +151,7 @@ class Branches(nn.Module):
             training form does so in training, with gradients, and normalisation layers learn the statistics of the
             images that their branch runs for. In evaluation all its branches run and the shares of the others are 0:
             the same numbers, and the definition.
+        shared: the first K branches run for all images and the router rests, until the others become their copies.
     """
 
     def __init__(
@@ -167,7 +169,7 @@ class Branches(nn.Module):
         self.origin = dict(origin)
         self.gate, self.router = gate, router
         self.scale = nn.Parameter(torch.ones(len(bodies))) if scaled else None
-        self.hands_on, self.sparse = hands_on, False
+        self.hands_on, self.sparse, self.shared = hands_on, False, False
 
     def forward(self, aggregate: Tensor, *own: Tensor | Rows) -> Tensor | tuple[Tensor | Rows, ...]:
         """Map the aggregate ``(n, ...)``, and each branch's own where there is a gate, to the new aggregate.
@@ -176,14 +178,14 @@ class Branches(nn.Module):
             ``S'``, or ``(S', v_1, ..., v_N)`` if `hands_on`; a branch that did not run for an image hands on S'.
             If `sparse`, each v is a list of images.
         """
-        if (self.sparse or self.training) and self.router is not None and may_choose(aggregate):
+        if (self.sparse or self.training) and not self.shared and self.router is not None and may_choose(aggregate):
             shares = self.router(aggregate)
             return (self._run_chosen if self.sparse else self._train_chosen)(shares, aggregate, own)
-        inputs = self._inputs(aggregate, own)
-        values = [body(x) for body, x in zip(self.bodies, inputs, strict=True)]
-        if self.router is None:
+        values = self._values(aggregate, own)
+        if self.router is None or self.shared:
             total = self.add(values, aggregate.new_full((1, len(values)), 1 / len(values)))
-            return (total, *values) if self.hands_on else total
+            resting = [total] * (len(self.bodies) - len(values))
+            return (total, *values, *resting) if self.hands_on else total
         shares = self.router(aggregate)
         total = self.add(values, shares)
         ran = [per_image(shares[:, k] > 0, total) for k in range(len(values))]
@@ -191,10 +193,9 @@ class Branches(nn.Module):
         return (total, *handed) if self.hands_on else total
 
     def terms(self, aggregate: Tensor, *own: Tensor) -> list[Tensor]:
-        """Return ``share_k v_k`` of equation (2) for each branch, ``(n, ...)``: what the scales weigh."""
-        inputs = self._inputs(aggregate, own)
-        values = [body(x) for body, x in zip(self.bodies, inputs, strict=True)]
-        if self.router is None:
+        """Return ``share_k v_k`` of equation (2) for each branch that runs, ``(n, ...)``: what the scales weigh."""
+        values = self._values(aggregate, own)
+        if self.router is None or self.shared:
             return [value / len(values) for value in values]
         shares = self.router(aggregate)
         return [per_image(shares[:, k], value) * value for k, value in enumerate(values)]
@@ -211,7 +212,27 @@ class Branches(nn.Module):
         return total
 
     def _weights(self, shares: Tensor) -> Tensor:
-        return shares if self.scale is None else shares * self.scale
+        return shares if self.scale is None else shares * self.scale[: shares.shape[1]]
+
+    def _values(self, aggregate: Tensor, own: Sequence[Tensor | Rows]) -> list[Tensor]:
+        running = self.router.executed if self.router is not None and self.shared else len(self.bodies)
+        inputs = self._inputs(aggregate, own)
+        return [body(x) for body, x in zip([*self.bodies][:running], inputs[:running], strict=True)]
+
+    @torch.no_grad()
+    def split(self) -> None:
+        """Give each branch beyond the first K that a router chooses the values of branch k mod K."""
+        assert self.router is not None
+        count = self.router.executed
+        for k, body in enumerate(self.bodies):
+            for mine, theirs in zip(body.modules(), self.bodies[k % count].modules(), strict=True):
+                if isinstance(mine, BinaryLayer) and isinstance(theirs, BinaryLayer) and theirs.bias is not None:
+                    mine.ensure_bias()
+                for key, value in [*theirs.named_parameters(recurse=False), *theirs.named_buffers(recurse=False)]:
+                    getattr(mine, key).data = value.detach().clone()
+            for values in (self.scale, None if self.gate is None else self.gate.theta):
+                if values is not None and len(values) > 1:
+                    values[k] = values[k % count]
 
     def _inputs(self, aggregate: Tensor, own: Sequence[Tensor | Rows]) -> list[Tensor]:
         if self.gate is None:
@@ -253,17 +274,22 @@ def branch_groups(net: nn.Module) -> list[tuple[str, Branches]]:
     return [(name, module) for name, module in net.named_modules() if isinstance(module, Branches)]
 
 
+def routed_groups(net: nn.Module) -> list[Branches]:
+    """Return the `Branches` of ``net`` that have a router."""
+    return [group for _, group in branch_groups(net) if group.router is not None]
+
+
 @contextlib.contextmanager
-def chosen_only(net: nn.Module) -> Iterator[None]:
-    """Run only the branches that routers choose while open, with gradients; all else stays in evaluation mode."""
-    routed = [group for _, group in branch_groups(net) if group.router is not None and not group.training]
-    for group in routed:
-        group.training = True  # of this module alone
+def sharing(net: nn.Module) -> Iterator[None]:
+    """Run the first K branches of every routed group for all images while open."""
+    groups = [group for group in routed_groups(net) if not group.shared]
+    for group in groups:
+        group.shared = True
     try:
         yield
     finally:
-        for group in routed:
-            group.training = False
+        for group in groups:
+            group.shared = False
 
 
 def _take(x: Tensor, _: int, images: Sequence[int]) -> Tensor:

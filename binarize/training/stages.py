@@ -4,6 +4,7 @@ Going from float to binary in one step leaves few planes in a poor minimum. A st
 same topology and the same latent weights first.
 
 Reference:
+    shared: Bulat et al., High-capacity expert binary networks, ICLR 2021: one expert, then copies of it;
     tanh: the first stage of Group-Net's published code (Zhuang et al., arXiv:1811.10413); activations: Martinez et al.,
     Training binary neural networks with real-to-binary convolutions, ICLR 2020; bits: Sun et al., arXiv:1905.13389,
     section on initialisation.
@@ -16,7 +17,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from binarize.calibration.routers import split_branches
+from binarize.errors import TrainingError
 from binarize.layers.binary import BinaryActivation, BinaryLayer
+from binarize.layers.branches import routed_groups
 from binarize.recipe import StageSpec
 from binarize.schemes.base import ActivationBasis, Levels, WeightBasis, even_sample
 from binarize.schemes.encoding import EncodingActivation, EncodingWeight
@@ -94,6 +98,7 @@ class Bases:
     def __init__(self, net: nn.Module) -> None:
         self.layers = {module: module.scheme for module in net.modules() if isinstance(module, BinaryLayer)}
         self.activations = {module: module.basis for module in net.modules() if isinstance(module, BinaryActivation)}
+        self.routed = routed_groups(net)
 
     def restore(self) -> None:
         """Put the schemes' own bases back; values stay."""
@@ -102,10 +107,21 @@ class Bases:
             layer.unit.requires_grad_(True)
         for activation, basis in self.activations.items():
             activation.basis = basis
+        for group in self.routed:
+            group.shared = False
 
     def enter(self, stage: StageSpec) -> None:
-        """Put the bases of ``stage`` in place; values stay, and are to be fitted or loaded afterwards."""
+        """Put the bases of ``stage`` in place; values stay, and are to be fitted or loaded afterwards.
+
+        Raises:
+            TrainingError: no branches of the network have what the stage is about.
+        """
+        if stage.name == "shared" and not self.routed:
+            why = "no router chooses among its branches; leave the stage out, or convert with stored=N"
+            raise TrainingError(f"cannot train the network in the stage 'shared': {why}")
         self.restore()
+        for group in self.routed:
+            group.shared = stage.name == "shared"
         for layer, scheme in self.layers.items():
             layer.scheme = dataclasses.replace(scheme, weight=_weight_in(stage, scheme.weight))
             layer.unit.requires_grad_(not isinstance(layer.scheme.weight, LatentWeight))
@@ -118,9 +134,12 @@ class Bases:
 
         Args:
             net: the network, the new bases in place.
-            batches: images ``(n, c, h, w)`` for the activations whose widths changed.
+            batches: images ``(n, c, h, w)`` for routers and for the activations whose widths changed.
             before: the stage that has just ended.
         """
+        batches = list(batches)
+        if before is not None and before.name == "shared" and not any(group.shared for group in self.routed):
+            split_branches(net, [(images,) for images in batches])
         for layer, scheme in self.layers.items():
             old = scheme.weight if before is None else _weight_in(before, scheme.weight)
             if layer.scheme.weight != old and not isinstance(layer.scheme.weight, LatentWeight):

@@ -2,9 +2,10 @@ import pytest
 import torch
 from training_desk import converted, data, gap, same, teacher
 
-from binarize.errors import RecipeError
+from binarize.errors import RecipeError, TrainingError
 from binarize.finetune import Settings, finetune
 from binarize.layers.binary import BinaryActivation, binary_layers
+from binarize.layers.branches import routed_groups
 from binarize.recipe import Recipe, StageSpec
 from binarize.schemes.base import Levels
 from binarize.schemes.encoding import EncodingActivation, EncodingWeight
@@ -102,6 +103,60 @@ def test_a_run_stopped_in_a_later_stage_goes_on_there(tmp_path):
 
     assert first.stopped == "SIGINT"
     assert same(straight, resumed)
+
+
+def test_the_first_branches_are_trained_for_all_images_and_the_others_become_their_copies():
+    net = converted("group-net:k=2,stored=4,gates=off")
+    groups = routed_groups(net)
+    ran = []
+    for group in groups:
+        for k, inner in enumerate(group.bodies):
+            inner.register_forward_hook(lambda module, args, y, k=k: ran.append((k, len(y))))
+    bases = Bases(net)
+    bases.enter(StageSpec.parse("shared"))
+    images = next(iter(data(shuffle=False)))[0]
+    with torch.no_grad():
+        for group in groups:
+            group.bodies[1].get_parameter(next(name for name, _ in group.bodies[1].named_parameters())).add_(0.5)
+        wanted = net.eval()(images)
+        assert {(k, count) for k, count in ran} == {(0, len(images)), (1, len(images))}
+        for group in groups:
+            group.router.choose.bias.zero_()
+        bases.enter(StageSpec.parse("binary"))
+        bases.fit(net, [images], StageSpec.parse("shared"))
+        got = net(images)
+
+    for group in groups:
+        assert all(same(body, group.bodies[k % 2]) for k, body in enumerate(group.bodies))
+        assert not same(group.bodies[0], group.bodies[1])
+        assert group.router.choose.bias.abs().sum() > 0
+    # the same branches; sums of the images of one set only may be in another order
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_first_branches_learnt_is_where_the_others_start():
+    net = converted("group-net:k=1,stored=2")
+    seen = {}
+
+    def values(branch):
+        return torch.cat([p.detach().flatten() for g in routed_groups(net) for p in g.bodies[branch].parameters()])
+
+    def progress(step):
+        seen[step.epoch, step.done] = values(0), values(1)
+
+    start = values(0)
+    finetune(net, data(), teacher=teacher(), stages=("shared:epochs=4", "binary:epochs=1"), progress=progress)
+
+    learnt, waiting = seen[4, 3]
+    assert torch.equal(waiting, start)
+    moved = (learnt - start).abs().mean()
+    assert 0 < (seen[5, 1][1] - learnt).abs().mean() < 0.5 * moved  # one step of training all, after twelve
+    assert not any(group.shared for group in routed_groups(net))
+
+
+def test_a_stage_for_routed_branches_is_refused_where_there_are_none():
+    with pytest.raises(TrainingError, match="no router chooses among its branches"):
+        finetune(converted("group-net:k=2"), data(), teacher=teacher(), stages=("shared:epochs=1", "binary"))
 
 
 def test_stages_come_from_the_recipe():
