@@ -224,8 +224,8 @@ class Branches(nn.Module):
         """Give each branch beyond the first K that a router chooses the values of branch k mod K."""
         assert self.router is not None
         count = self.router.executed
-        for k, body in enumerate(self.bodies):
-            for mine, theirs in zip(body.modules(), self.bodies[k % count].modules(), strict=True):
+        for k in range(count, len(self.bodies)):
+            for mine, theirs in zip(self.bodies[k].modules(), self.bodies[k % count].modules(), strict=True):
                 if isinstance(mine, BinaryLayer) and isinstance(theirs, BinaryLayer) and theirs.bias is not None:
                     mine.ensure_bias()
                 for key, value in [*theirs.named_parameters(recurse=False), *theirs.named_buffers(recurse=False)]:
