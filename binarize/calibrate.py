@@ -76,7 +76,7 @@ class CalibrationRecord:
     Attributes:
         samples: images used.
         seed: as in the settings.
-        layers: fit of each binary layer by module path, in the order of execution.
+        layers: fit of each binary layer by module path, in the order of execution; those of copies last.
         skipped: reason for each binary layer that was not fitted.
         groups: what reconstruction did to each group, where it was asked for.
         scales: of the branches of each group where least squares found better ones than the mean.
@@ -142,6 +142,7 @@ def calibrate(
         scales = fit_scales(net, teacher, batches)
         groups = reconstruct(net, teacher, batches, settings.seed, progress) if settings.reconstruct else {}
     split_branches(net, batches)
+    scales = {path: tuple(net.get_parameter(f"{path}.scale").tolist()) for path in scales}
     fits = work.fits | {name: work.fits[like] for name, like in copies.items() if like in work.fits}
     skipped = work.skipped | {name: work.skipped[like] for name, like in copies.items() if like in work.skipped}
     missed = {name: "not called on the calibration inputs" for name in layers if name not in fits}

@@ -13,4 +13,8 @@ def device_why_not(device: str | torch.device) -> str | None:
         return "there is no such kind of device"
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         return "torch sees no such CUDA device"
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError):  # of kinds that torch was built without
+        return "torch has no such device here"
     return None

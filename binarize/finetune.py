@@ -82,6 +82,7 @@ def finetune(
     if loss_fn is None:
         settings = dataclasses.replace(settings, losses=settings.losses.resolved(teacher is not None))
     _require_trainable(net)
+    _require_given(teacher, train, val)
     if loss_fn is not None and teacher is not None:
         raise TrainingError("cannot use both a teacher and a loss_fn: let loss_fn call the teacher itself")
     if resume and checkpoint is None:
@@ -111,6 +112,15 @@ def _require_trainable(net: nn.Module) -> None:
         raise TrainingError(f"cannot fine-tune a packed network: its latent weights are gone; {remedy}")
     if not any(True for _ in binary_layers(net)):
         raise TrainingError(f"cannot fine-tune {type(net).__name__}: it has no binary layer; convert it first")
+
+
+def _require_given(teacher: object, *data: object) -> None:
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        what = f"it is a {type(teacher).__name__}, not a torch.nn.Module"
+        raise TrainingError(f"cannot learn from the teacher: {what}; open the model first")
+    for spec in data:
+        if isinstance(spec, str):
+            raise TrainingError(f"cannot read data from {spec!r}: open it by load_data")
 
 
 def _objective(

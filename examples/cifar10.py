@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import binarize
 from binarize.data import Images
+from binarize.finetune import Step
 from binarize.sources import open_model
 
 MEAN, STD = "0.491,0.482,0.447", "0.247,0.244,0.262"
@@ -68,6 +69,12 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def tell(step: Step) -> None:
+    """Print how a pass ended."""
+    if step.done == step.total:
+        print(f"  pass {step.epoch} of {step.epochs}, stage {step.stage}: loss {step.loss:.4f}", flush=True)
+
+
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
@@ -114,7 +121,7 @@ def main(words: list[str] | None = None) -> None:
     print(f"converted   {binarize.evaluate(net, test).top1:.2%}", flush=True)
     history = binarize.finetune(
         net.to(given.device), data, teacher=model, val=test, epochs=given.epochs, checkpoint=given.folder / "run",
-        resume=True, progress=lambda step: None if step.done < step.total else print(f"  {step}", flush=True),
+        resume=True, progress=tell,
     )  # fmt: skip
     if history.stopped:
         raise SystemExit(f"stopped by {history.stopped}; the same command goes on")

@@ -31,11 +31,11 @@ def set_rates(body: fx.GraphModule, structure: Groupwise, branch: int) -> None:
 
     Reference:
         Zhuang et al., arXiv:1909.09934, binary parallel atrous convolution. The published code gives every branch the
-        last rate, by building the branches once per rate; here branch k has ``rates[k]``.
+        last rate, by building the branches once per rate; here branch k has ``rates[k mod K]``.
     """
     for name, module in list(body.named_modules()):
         if isinstance(module, nn.Conv2d):
-            rate = structure.rates[branch] if structure.rates and _takes_rate(module, structure) else None
+            rate = structure.rates[branch % structure.branches] if structure.rates and _takes_rate(module, structure) else None
             if rate is not None or (structure.strides == "drop" and module.stride != (1, 1)):
                 put(body, name, _changed(module, rate, structure.strides == "drop"))
         elif isinstance(module, _POOLS) and structure.strides == "drop":

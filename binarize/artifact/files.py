@@ -127,7 +127,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         raise
     except Exception as error:  # whatever the parser and torch make of a damaged header
         detail = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise ArtifactError(f"{found}: {DAMAGED} ({detail})") from error
+        what = DAMAGED if str(path).endswith(".safetensors") else f"it is no file that save() wrote, or {DAMAGED}"
+        raise ArtifactError(f"{found}: {what} ({detail})") from error
     expected = description.pop("sha256", None)
     if expected != _digest(description, tensors):
         raise ArtifactError(f"{found}: {DAMAGED} (its checksum is wrong)")

@@ -19,7 +19,7 @@ Children = Mapping[str, nn.Module]
 def _branches_arguments(group: Branches) -> dict[str, Any]:
     return {
         "count": len(group.bodies), "origin": group.origin, "scaled": group.scale is not None,
-        "hands_on": group.hands_on, "sparse": group.sparse,
+        "hands_on": group.hands_on, "sparse": group.sparse, **({"shared": True} if group.shared else {}),
     }  # fmt: skip
 
 
@@ -37,7 +37,8 @@ def _branches(arguments: Arguments, children: Children) -> Branches:
     scaled, hands_on, sparse = (_flag(arguments, name) for name in ("scaled", "hands_on", "sparse"))
     _require(router is not None or not sparse, "branches that all run", "sparse")
     made = Branches(inner, origin, gate=gate, scaled=scaled, router=router, hands_on=hands_on)  # type: ignore[arg-type]
-    made.sparse = sparse
+    made.sparse, made.shared = sparse, "shared" in arguments and _flag(arguments, "shared")
+    _require(router is not None or not made.shared, "branches that all run", "shared")
     return made
 
 

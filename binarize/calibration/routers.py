@@ -52,7 +52,7 @@ def start_router(router: Router, features: Tensor, before: Tensor | None = None)
     scale = SPREAD / logits.std(0, correction=0).mean().clamp_min(TINY)
     bias = scale * bias + _balance(scale * logits)
     chosen = (scale * (z @ slope.T) + bias).argmax(1)
-    if before is not None:
+    if before is not None and int(before.max()) < len(centres):
         order = _numbers(chosen, before, len(centres))
         slope, bias, chosen = slope[order], bias[order], torch.tensor(order, device=chosen.device).argsort()[chosen]
     branch = torch.arange(stored, device=features.device)

@@ -14,13 +14,13 @@ Reference:
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from binarize.layers.binary import BinaryLayer
+from binarize.layers.binary import BinaryActivation, BinaryLayer
 from binarize.layers.chosen import (
     Rows,
     add_weighted,
@@ -121,12 +121,20 @@ class Router(nn.Module):
         return shares
 
     def logits(self, aggregate: Tensor) -> Tensor:
-        """Map ``(n, c, ...)`` to ``(n, N)``."""
-        found: Tensor = self.choose(F.relu(self.squeeze(mean_features(aggregate))))
+        """Map ``(n, c, ...)`` to ``(n, N)``, in full precision also where torch computes the rest in bfloat16."""
+        features = mean_features(aggregate)
+        kind = features.device.type
+        exactly = torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if exactly else contextlib.nullcontext():
+            found: Tensor = self.choose(F.relu(self.squeeze(features.float() if exactly else features)))
         return found
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave `balance` out of copies: it belongs to a backward pass."""
+        return {**self.__dict__, "balance": None}
+
     def train(self, mode: bool = True) -> "Router":
-        """Set the mode; evaluation forgets `balance`, which belongs to a backward pass and cannot be copied."""
+        """Set the mode; evaluation forgets `balance`."""
         if not mode:
             self.balance = None
         return super().train(mode)
@@ -188,7 +196,7 @@ class Branches(nn.Module):
             return (total, *values, *resting) if self.hands_on else total
         shares = self.router(aggregate)
         total = self.add(values, shares)
-        ran = [per_image(shares[:, k] > 0, total) for k in range(len(values))]
+        ran = [per_image(shares[:, k] != 0, total) for k in range(len(values))]
         handed = (torch.where(here, value, total) for here, value in zip(ran, values, strict=True))
         return (total, *handed) if self.hands_on else total
 
@@ -216,8 +224,8 @@ class Branches(nn.Module):
 
     def _values(self, aggregate: Tensor, own: Sequence[Tensor | Rows]) -> list[Tensor]:
         running = self.router.executed if self.router is not None and self.shared else len(self.bodies)
-        inputs = self._inputs(aggregate, own)
-        return [body(x) for body, x in zip([*self.bodies][:running], inputs[:running], strict=True)]
+        inputs = self._inputs(aggregate, own[:running])[:running]
+        return [body(x) for body, x in zip([*self.bodies][:running], inputs, strict=True)]
 
     @torch.no_grad()
     def split(self) -> None:
@@ -228,6 +236,8 @@ class Branches(nn.Module):
             for mine, theirs in zip(self.bodies[k].modules(), self.bodies[k % count].modules(), strict=True):
                 if isinstance(mine, BinaryLayer) and isinstance(theirs, BinaryLayer) and theirs.bias is not None:
                     mine.ensure_bias()
+                if isinstance(mine, BinaryActivation) and isinstance(theirs, BinaryActivation):
+                    mine.fitted = theirs.fitted
                 for key, value in [*theirs.named_parameters(recurse=False), *theirs.named_buffers(recurse=False)]:
                     getattr(mine, key).data = value.detach().clone()
             for values in (self.scale, None if self.gate is None else self.gate.theta):
@@ -245,7 +255,7 @@ class Branches(nn.Module):
     ) -> Tensor | tuple[Tensor | Rows, ...]:
         gather = partial(_take, aggregate) if self.gate is None else self.gate.gather(aggregate, own)
         bodies = [*self.bodies]
-        total, rows = run_chosen(bodies, gather, self._weights(shares), shares > 0, rows=self.hands_on)
+        total, rows = run_chosen(bodies, gather, self._weights(shares), shares != 0, rows=self.hands_on)
         return (total, *rows) if self.hands_on else total
 
     def _train_chosen(
@@ -257,7 +267,7 @@ class Branches(nn.Module):
             x = some(aggregate, images)
             return x if gate is None else gate.mix(k, x, some(values[k], images))
 
-        return train_chosen([*self.bodies], gather, self._weights(shares), shares > 0, hands_on=self.hands_on)
+        return train_chosen([*self.bodies], gather, self._weights(shares), shares != 0, hands_on=self.hands_on)
 
     def extra_repr(self) -> str:
         """Name the layers that each branch copies."""

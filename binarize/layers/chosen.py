@@ -1,7 +1,8 @@
-"""Running the chosen branches only: images are grouped by branch, and no tensor is made for what does not run.
+"""Running the chosen branches only: images are grouped by branch, and nothing is computed for what does not run.
 
-Memory traffic decides here, because binary convolutions are cheap: a branch's images are copied at most once, into one
-tensor for one run of the branch; outputs are added to the sum from where they are, and handed on as they are.
+Memory traffic decides in packed form, because binary convolutions are cheap: a branch's images are copied at most once,
+into one tensor for one run of the branch; outputs are added to the sum from where they are, and handed on as they are.
+In training, which needs gradients, what a branch hands on is a whole batch.
 """
 
 import contextlib
@@ -25,9 +26,9 @@ Rows = list[Tensor]
 def may_choose(x: Tensor) -> bool:
     """Whether the host may read which branches run: not while a CUDA graph is captured, which holds one choice.
 
-    All branches then run, those that were not chosen with weight 0: the same sum.
+    All branches then run, those that were not chosen with weight 0: the same sum. So they do where there is no image.
     """
-    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    return len(x) > 0 and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _never_compiled(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:

@@ -60,7 +60,8 @@ class Groupwise(Structure):
             one per ``branch``, or ``off``: all read the aggregate.
         scales: ``learnt``, or ``mean``: branches are averaged.
         kept: N, branches that are stored and that a router chooses K of for each image; 0 for all K, no router.
-        rates: dilation of branch k in the dilated convolutions of a group is ``rates[k]`` (BPAC); empty for none.
+        rates: dilation of branch k in the dilated convolutions of a group is ``rates[k]`` (BPAC), of stored branches
+            ``rates[k mod K]``: they start as copies; empty for none.
         strides: ``keep``, or ``drop``: the groups lose their strides and keep the resolution that they receive.
         shortcuts: add the input of each convolution to its normalised output where shapes allow (Bi-Real Net).
 
@@ -82,8 +83,8 @@ class Groupwise(Structure):
     def __post_init__(self) -> None:
         if self.kept and self.kept < self.branches:
             raise ValueError(f"stored={self.kept} is fewer than k={self.branches}; store at least as many as run")
-        if self.rates and len(self.rates) < self.stored:
-            raise ValueError(f"{len(self.rates)} rates for {self.stored} branches; give one dilation for each branch")
+        if self.rates and len(self.rates) < self.branches:
+            raise ValueError(f"{len(self.rates)} rates for {self.branches} branches; give one dilation for each branch")
 
     @property
     def executed(self) -> int:

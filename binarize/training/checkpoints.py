@@ -72,10 +72,7 @@ class Checkpoints:
         try:
             state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")
         except Exception as cause:  # torch, zipfile and pickle each raise their own
-            said = str(cause).splitlines()[0][:160] if str(cause) else type(cause).__name__
-            raise TrainingError(
-                f"cannot resume from {self.path}: it is damaged ({said}); delete it to start anew"
-            ) from cause
+            raise TrainingError(f"cannot resume from {self.path}: it is damaged; delete it to start anew") from cause
         return state
 
 

@@ -148,8 +148,10 @@ def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
         return batch, None
     if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
         return batch[0], batch[1] if len(batch) > 1 and isinstance(batch[1], Tensor) else None
-    saw = type(batch).__name__
-    raise TrainingError(f"cannot fine-tune on a batch that is a {saw}: yield (images, labels), or give a loss_fn")
+    saw = f"a {type(batch).__name__}"
+    if isinstance(batch, tuple | list):
+        saw += f" of {', '.join(type(part).__name__ for part in batch[:4]) or 'nothing'}"
+    raise TrainingError(f"cannot fine-tune on a batch that is {saw}: yield tensors (images, labels), or give a loss_fn")
 
 
 def _split(found: Any, tapped: bool) -> tuple[Tensor, list[Tensor]]:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -81,6 +81,7 @@ class Run:
         self.stages = read_stages(stages)
         self.checkpoints, self.progress = checkpoints, progress
         self.bases, self.place, self.meter = Bases(net), Place(), Meter()
+        self.bases.require(self.stages)
         self.history: list[EpochRecord] = []
         self.average: RunningAverage | None = None
         self.random: Mapping[str, Any] | None = None
@@ -115,17 +116,19 @@ class Run:
         """Train one stage from where the run is; return whether it came to its end."""
         index = self.place.stage
         stage = self.stages[index]
+        before = self.stages[index - 1] if index else None
+        if state is None and before is not None:
+            self.bases.leave(before, self.net.eval(), self._images())
         self.bases.enter(stage)
         if state is None:
-            images = (images_and_labels(batch)[0] for batch in itertools.islice(self.batches.epoch(0), FIT_BATCHES))
-            self.bases.fit(self.net.eval(), images, self.stages[index - 1] if index else None)
+            self.bases.fit(self.net.eval(), self._images(), before)
+        self.runner = self.processes.wrap(self.model)  # all processes then have the values of the first
+        if self.settings.compile:
+            self.runner.compile()
         self.rates = Rates(self.net, self.settings)
         self.average = RunningAverage(self.net, self.settings.ema) if self.settings.ema else None
         if state is not None:
             self._load(state)
-        self.runner = self.processes.wrap(self.model)
-        if self.settings.compile:
-            self.runner.compile()
         epochs = self._epochs(stage)
         while self.place.epoch < epochs:
             if not self._epoch(stage, epochs):
@@ -134,6 +137,11 @@ class Run:
             self.average.swap(self.net)
         self.place = Place(index + 1)
         return True
+
+    def _images(self) -> Iterator[Tensor]:
+        """Yield the images of some batches; nothing is read before the first is asked for."""
+        for batch in itertools.islice(self.batches.epoch(0), FIT_BATCHES):
+            yield images_and_labels(batch)[0]
 
     def _epochs(self, stage: StageSpec) -> int:
         return stage.epochs or self.settings.epochs

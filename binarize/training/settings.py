@@ -1,6 +1,7 @@
 """How to fine-tune, as data."""
 
 import dataclasses
+import numbers
 from typing import Literal, final
 
 from binarize.errors import TrainingError
@@ -41,7 +42,8 @@ class Losses:
     def __post_init__(self) -> None:
         weights = {key: getattr(self, key) for key in ("labels", "logits", "blocks", "balance", "smoothing")}
         for key, value in weights.items():
-            _require(value is None or (_is_number(value) and value >= 0), key, value, "a number, 0 or more")
+            fits = (value is None and key in ("labels", "logits")) or (_is_number(value) and value >= 0)
+            _require(fits, key, value, "a number, 0 or more")
         _require(self.blocks_as in ("attention", "features"), "blocks_as", self.blocks_as, "attention or features")
         warm = _is_number(self.temperature) and self.temperature > 0
         _require(warm, "temperature", self.temperature, "a number above 0")
@@ -121,9 +123,10 @@ class Settings:
         for key in ("epochs", "accumulate"):
             value = getattr(self, key)
             _require(isinstance(value, int) and value >= 1, key, value, "a whole number, 1 or more")
-        for key in ("lr", "decay", "clip"):
+        _require(isinstance(self.seed, int), "seed", self.seed, "a whole number")
+        for key in ("lr", "decay", "clip", "drop", "checkpoint_minutes"):
             value = getattr(self, key)
-            fits = (value is None and key != "clip") or (_is_number(value) and value >= 0)
+            fits = (value is None and key in ("lr", "decay")) or (_is_number(value) and value >= 0)
             _require(fits, key, value, "a number, 0 or more")
         for key in ("warmup", "ema", "momentum"):
             value = getattr(self, key)
@@ -148,7 +151,7 @@ SCHEDULES = ("cosine", "step", "linear", "constant")
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+    return isinstance(value, numbers.Real)
 
 
 def _require(holds: bool, key: str, value: object, wanted: str) -> None:

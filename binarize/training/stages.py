@@ -108,17 +108,22 @@ class Bases:
         for activation, basis in self.activations.items():
             activation.basis = basis
         for group in self.routed:
+            if group.shared:
+                group.split()
             group.shared = False
 
-    def enter(self, stage: StageSpec) -> None:
-        """Put the bases of ``stage`` in place; values stay, and are to be fitted or loaded afterwards.
+    def require(self, stages: Iterable[StageSpec]) -> None:
+        """Check that the network has what the stages are about.
 
         Raises:
-            TrainingError: no branches of the network have what the stage is about.
+            TrainingError: one trains what only branches that a router chooses have.
         """
-        if stage.name == "shared" and not self.routed:
+        if not self.routed and any(stage.name == "shared" for stage in stages):
             why = "no router chooses among its branches; leave the stage out, or convert with stored=N"
             raise TrainingError(f"cannot train the network in the stage 'shared': {why}")
+
+    def enter(self, stage: StageSpec) -> None:
+        """Put the bases of ``stage`` in place; values stay, and are to be fitted or loaded afterwards."""
         self.restore()
         for group in self.routed:
             group.shared = stage.name == "shared"
@@ -128,18 +133,30 @@ class Bases:
         for activation, basis in self.activations.items():
             activation.basis = _activation_in(stage, basis)
 
+    def leave(self, stage: StageSpec, net: nn.Module, batches: Iterable[Tensor]) -> None:
+        """End a stage, whose bases are in place: after ``shared`` there are copies, and routers start.
+
+        Args:
+            stage: that ends.
+            net: the network, in evaluation mode.
+            batches: images ``(n, c, h, w)``; batches of a user's own loss need not hold any: routers stay then.
+        """
+        if stage.name == "shared":
+            try:
+                images = [(batch,) for batch in batches]
+            except TrainingError:
+                images = []
+            split_branches(net, images)
+
     @torch.no_grad()
     def fit(self, net: nn.Module, batches: Iterable[Tensor], before: StageSpec | None) -> None:
         """Fit what has changed since the stage ``before`` (None: since conversion).
 
         Args:
             net: the network, the new bases in place.
-            batches: images ``(n, c, h, w)`` for routers and for the activations whose widths changed.
+            batches: images ``(n, c, h, w)`` for the activations whose widths changed.
             before: the stage that has just ended.
         """
-        batches = list(batches)
-        if before is not None and before.name == "shared" and not any(group.shared for group in self.routed):
-            split_branches(net, [(images,) for images in batches])
         for layer, scheme in self.layers.items():
             old = scheme.weight if before is None else _weight_in(before, scheme.weight)
             if layer.scheme.weight != old and not isinstance(layer.scheme.weight, LatentWeight):

@@ -85,6 +85,9 @@ CHANGES = {
     "fractions": edit("first.router", executed=1.5),
     "a word for a flag": edit("first", sparse="yes"),
     "sparse without a router": without("first.router."),
+    "shared without a router": lambda *given: [
+        change(*given) for change in (without("first.router."), edit("first", sparse=False, shared=True))
+    ],
     "an origin that is no path": edit("first", origin={"conv1": "__import__('os')"}),
     "an origin of no path": edit("first", origin={"a b": "conv1"}),
     "no origin": edit("first", origin=["conv1"]),

@@ -1,11 +1,14 @@
 """Routers start so that all branches are used and images that look alike use the same ones."""
 
+import copy
+
 import pytest
 import torch
 from models import Residual
 
 from binarize.calibrate import calibrate
 from binarize.calibration.routers import start_router
+from binarize.layers.binary import BinaryActivation
 from binarize.layers.branches import Router, branch_groups
 from binarize.passes.capture import capture
 from binarize.passes.decompose_groups import DecomposeGroups
@@ -109,3 +112,50 @@ def test_images_stay_in_the_set_of_the_group_before_where_they_can():
     assert len(before.unique()) == 3
     assert torch.equal(chosen, before)
     assert torch.equal((router(second) > 0)[:, ::2].float().argmax(1), chosen)
+
+
+def test_groups_may_differ_in_the_number_of_their_sets():
+    torch.manual_seed(0)
+    teacher = Residual().eval()
+    captured = capture(copy.deepcopy(teacher))
+    schemes = {1: "group-net:k=1,stored=4", 2: "group-net:k=1,stored=2"}
+    names = {f"block{k}.conv{i}": build_scheme(schemes[k]) for k in (1, 2) for i in (1, 2)}
+    DecomposeGroups(names)(captured.root)
+    net = captured.root.eval()
+    calibrate(net, teacher, [(part,) for part in torch.randn(64, 3, 8, 8).split(16)])
+
+    used = {}
+    for path, group in branch_groups(net):
+        group.router.register_forward_hook(lambda module, args, y, path=path: used.update({path: (y > 0).any(0)}))
+    with torch.no_grad():
+        net(torch.randn(64, 3, 8, 8))
+    assert [len(chosen) for chosen in used.values()] == [4, 2]
+    assert all(bool(chosen.all()) for chosen in used.values())
+
+
+@pytest.mark.parametrize(("stored", "executed"), [(3, 2), (8, 4)])
+def test_a_choice_is_the_same_where_torch_computes_in_bfloat16(stored, executed):
+    features = torch.randn(400, 24) * torch.linspace(0.1, 3, 24)
+    router = started(features, stored, executed)
+    wanted = router(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = router(features)
+
+    assert torch.equal(found, wanted)
+
+
+@torch.no_grad()
+def test_conversion_makes_what_as_many_branches_make_that_all_run():
+    x = torch.randn(64, 3, 8, 8)
+    batches = [(part,) for part in x.split(16)]
+    (routed_net, teacher), (static, _) = routed("group-net:k=2,stored=4,gates=off"), routed("group-net:k=2,gates=off")
+    records = [calibrate(net, teacher, batches) for net in (routed_net, static)]
+
+    # the same branches, and products of the images of one set at a time, in another order
+    torch.testing.assert_close(routed_net(x), static(x), rtol=1e-4, atol=1e-4)
+    assert not records[0].skipped
+    assert len(records[0].layers) == 2 * len(records[1].layers)
+    assert [scales[:2] * 2 for scales in records[0].scales.values()] == [
+        scales * 2 for scales in records[1].scales.values()
+    ]
+    assert all(activation.fitted for activation in routed_net.modules() if isinstance(activation, BinaryActivation))

@@ -136,7 +136,8 @@ def test_training_adds_noise_and_measures_the_balance():
 
 @pytest.mark.parametrize("gates", [0, 1, 4])
 @pytest.mark.parametrize("hands_on", [False, True])
-def test_training_runs_the_chosen_branches_only_with_the_gradients_of_the_dense_computation(gates, hands_on):
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_training_runs_the_chosen_branches_only_with_the_gradients_of_the_dense_computation(gates, hands_on, order):
     torch.manual_seed(0)
     gate = Gate(gates) if gates else None
     dense = group(4, gate=gate, router=Router(6, 4, 2), hands_on=hands_on)
@@ -149,7 +150,7 @@ def test_training_runs_the_chosen_branches_only_with_the_gradients_of_the_dense_
     x, own = torch.randn(9, 6, 5, 5) * 3, [torch.randn(9, 6, 5, 5) for _ in range(4)]
 
     def gradients(made):
-        given = [value.clone().requires_grad_() for value in (x, *(own if gates else []))]
+        given = [value.to(memory_format=order, copy=True).requires_grad_() for value in (x, *(own if gates else []))]
         found = made(*given)
         weights = torch.Generator().manual_seed(1)
         outputs = found if hands_on else [found]
@@ -167,6 +168,14 @@ def test_training_runs_the_chosen_branches_only_with_the_gradients_of_the_dense_
         # sums over at most 9 x 25 x 54 products, in another order
         atol = 1e-5 * float(grad.abs().max())
         torch.testing.assert_close(got_grads[name], grad, rtol=1e-4, atol=atol, msg=lambda text, name=name: name + text)
+
+
+def test_no_image_is_no_trouble_in_training():
+    made = group(3, gate=Gate(), router=Router(6, 3, 1), hands_on=True).train()
+    made.bodies.eval()
+    outputs = made(torch.zeros(0, 6, 5, 5), *[torch.zeros(0, 6, 5, 5)] * 3)
+
+    assert all(y.shape == (0, 6, 5, 5) for y in outputs)
 
 
 def norms_of(made):

@@ -102,3 +102,20 @@ def test_every_dilated_convolution_of_the_backbone_takes_a_rate():
 
     assert not any("dilation" in str(reason) for reason in reasons.values())
     assert sum(group.path is not None for group in found.groups) >= 16
+
+
+def test_stored_branches_repeat_the_dilations():
+    scheme = "group-net:k=2,stored=4,rates=2-3"
+    some = Recipe(scheme=scheme, layers={"backbone.layer4.*": scheme, "*": "fp"})
+    net = convert(network(FCN), torch.randn(2, 3, 32, 40), recipe=some)
+    groups = [group for _, group in branch_groups(net)]
+    wide = [
+        [max(m.dilation) for body in group.bodies for m in body.modules() if _is_wide(m)] for group in groups
+    ]  # fmt: skip
+
+    assert groups
+    assert all(rates == [2, 3, 2, 3] for rates in wide)
+
+
+def _is_wide(module):
+    return isinstance(module, BinaryConv2d) and max(module.kernel_size) > 1

@@ -1,7 +1,12 @@
+import os
+import signal
+
 import pytest
 import torch
 from training_desk import converted, data, gap, same, teacher
 
+import binarize
+from binarize.artifact import load, save
 from binarize.errors import RecipeError, TrainingError
 from binarize.finetune import Settings, finetune
 from binarize.layers.binary import BinaryActivation, binary_layers
@@ -85,9 +90,6 @@ def test_the_smooth_code_is_the_input_cut_to_its_range():
 
 
 def test_a_run_stopped_in_a_later_stage_goes_on_there(tmp_path):
-    import os
-    import signal
-
     stages = ("activations:epochs=1", "binary:epochs=2")
     straight, resumed = converted("xnor-net"), converted("xnor-net")
     finetune(straight, data(), teacher=teacher(), stages=stages)
@@ -122,8 +124,8 @@ def test_the_first_branches_are_trained_for_all_images_and_the_others_become_the
         assert {(k, count) for k, count in ran} == {(0, len(images)), (1, len(images))}
         for group in groups:
             group.router.choose.bias.zero_()
+        bases.leave(StageSpec.parse("shared"), net, [images])
         bases.enter(StageSpec.parse("binary"))
-        bases.fit(net, [images], StageSpec.parse("shared"))
         got = net(images)
 
     for group in groups:
@@ -154,14 +156,74 @@ def test_what_the_first_branches_learnt_is_where_the_others_start():
     assert not any(group.shared for group in routed_groups(net))
 
 
-def test_a_stage_for_routed_branches_is_refused_where_there_are_none():
+def test_a_stage_for_routed_branches_is_refused_at_once_where_there_are_none():
+    seen = []
     with pytest.raises(TrainingError, match="no router chooses among its branches"):
-        finetune(converted("group-net:k=2"), data(), teacher=teacher(), stages=("shared:epochs=1", "binary"))
+        finetune(
+            converted("encoding:w=2,a=2"), data(), teacher=teacher(), progress=seen.append,
+            stages=("bits:w=4,a=4,epochs=1", "shared:epochs=1", "binary"),
+        )  # fmt: skip
+    assert not seen
+
+
+def test_batches_that_only_a_user_s_loss_understands_leave_the_routers_as_they_are():
+    net = converted("group-net:k=1,stored=2")
+    batches = [{"x": images} for images, _ in data(shuffle=False)]
+    routers = [group.router.choose.weight.detach().clone() for group in routed_groups(net)]
+    seen = []
+
+    def progress(step):
+        if step.epoch == 2 and not seen:
+            seen.extend(group.router.choose.weight.detach().clone() for group in routed_groups(net))
+
+    finetune(
+        net, batches, loss_fn=lambda model, batch: model(batch["x"]).square().mean(), progress=progress,
+        stages=("shared:epochs=1", "binary:epochs=1"),
+    )  # fmt: skip
+    for before, after in zip(routers, seen, strict=True):  # one step of a twentieth
+        torch.testing.assert_close(after, before, rtol=0.05, atol=0.05 * float(before.abs().max()))
+
+
+def test_no_batch_is_read_before_training_where_nothing_has_to_be_fitted():
+    opened = []
+
+    class Counted:
+        def __iter__(self):
+            opened.append(1)
+            return iter(data())
+
+    finetune(converted("encoding:w=2,a=2"), Counted(), teacher=teacher(), epochs=1)
+    assert len(opened) == 1
+
+
+def test_a_run_that_stops_while_branches_are_shared_leaves_their_copies(tmp_path):
+    net = converted("group-net:k=1,stored=2")
+
+    def progress(step):
+        if step.done == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    stages = ("shared:epochs=1", "binary:epochs=1")
+    history = finetune(net, data(), teacher=teacher(), stages=stages, checkpoint=tmp_path, progress=progress)
+
+    assert history.stopped == "SIGINT"
+    assert all(same(group.bodies[1], group.bodies[0]) and not group.shared for group in routed_groups(net))
+
+
+def test_a_network_saved_while_branches_are_shared_runs_as_it_did(tmp_path):
+    net = converted("group-net:k=1,stored=2")
+    for group in routed_groups(net):
+        group.shared = True
+        for p in group.bodies[0].parameters():
+            p.data.add_(0.1)
+    save(binarize.pack(net), tmp_path / "net.safetensors")
+    images = next(iter(data()))[0]
+
+    # the packed form rounds scales and thresholds anew, in float32
+    torch.testing.assert_close(load(tmp_path / "net.safetensors")(images), net.eval()(images), rtol=1e-3, atol=1e-3)
 
 
 def test_stages_come_from_the_recipe():
-    import binarize
-
     recipe = Recipe(scheme="xnor-net", stages=("activations:epochs=1", "binary"))
     net = binarize.convert(teacher(), recipe=recipe, data=data(shuffle=False))
 
