@@ -35,7 +35,8 @@ def set_rates(body: fx.GraphModule, structure: Groupwise, branch: int) -> None:
     """
     for name, module in list(body.named_modules()):
         if isinstance(module, nn.Conv2d):
-            rate = structure.rates[branch % structure.branches] if structure.rates and _takes_rate(module, structure) else None
+            takes = structure.rates and _takes_rate(module, structure)
+            rate = structure.rates[branch % structure.branches] if takes else None
             if rate is not None or (structure.strides == "drop" and module.stride != (1, 1)):
                 put(body, name, _changed(module, rate, structure.strides == "drop"))
         elif isinstance(module, _POOLS) and structure.strides == "drop":

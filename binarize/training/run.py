@@ -122,10 +122,10 @@ class Run:
         self.bases.enter(stage)
         if state is None:
             self.bases.fit(self.net.eval(), self._images(), before)
+        self.rates = Rates(self.net, self.settings)  # says what is trained
         self.runner = self.processes.wrap(self.model)  # all processes then have the values of the first
         if self.settings.compile:
             self.runner.compile()
-        self.rates = Rates(self.net, self.settings)
         self.average = RunningAverage(self.net, self.settings.ema) if self.settings.ema else None
         if state is not None:
             self._load(state)
