@@ -229,8 +229,9 @@ class Branches(nn.Module):
 
     @torch.no_grad()
     def split(self) -> None:
-        """Give each branch beyond the first K that a router chooses the values of branch k mod K."""
+        """Give each branch beyond the first K that a router chooses the values of branch k mod K; `shared` ends."""
         assert self.router is not None
+        self.shared = False
         count = self.router.executed
         for k in range(count, len(self.bodies)):
             for mine, theirs in zip(self.bodies[k].modules(), self.bodies[k % count].modules(), strict=True):
@@ -247,7 +248,7 @@ class Branches(nn.Module):
     def _inputs(self, aggregate: Tensor, own: Sequence[Tensor | Rows]) -> list[Tensor]:
         if self.gate is None:
             return [aggregate] * len(self.bodies)
-        made: list[Tensor] = self.gate(aggregate, [h if isinstance(h, Tensor) else torch.stack(h) for h in own])
+        made: list[Tensor] = self.gate(aggregate, [_batch(h) for h in own])
         return made
 
     def _run_chosen(
@@ -261,7 +262,7 @@ class Branches(nn.Module):
     def _train_chosen(
         self, shares: Tensor, aggregate: Tensor, own: Sequence[Tensor | Rows]
     ) -> Tensor | tuple[Tensor, ...]:
-        gate, values = self.gate, [h if isinstance(h, Tensor) else torch.stack(h) for h in own]
+        gate, values = self.gate, [_batch(h) for h in own]
 
         def gather(k: int, images: Tensor) -> Tensor:
             x = some(aggregate, images)
@@ -300,6 +301,10 @@ def sharing(net: nn.Module) -> Iterator[None]:
     finally:
         for group in groups:
             group.shared = False
+
+
+def _batch(own: Tensor | Rows) -> Tensor:
+    return own if isinstance(own, Tensor) else torch.stack(own)
 
 
 def _take(x: Tensor, _: int, images: Sequence[int]) -> Tensor:

@@ -110,7 +110,6 @@ class Bases:
         for group in self.routed:
             if group.shared:
                 group.split()
-            group.shared = False
 
     def require(self, stages: Iterable[StageSpec]) -> None:
         """Check that the network has what the stages are about.
