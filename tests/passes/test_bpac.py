@@ -105,7 +105,7 @@ def test_every_dilated_convolution_of_the_backbone_takes_a_rate():
 
 
 def test_stored_branches_repeat_the_dilations():
-    scheme = "group-net:k=2,stored=4,rates=2-3"
+    scheme = "group-net:k=2,stored=4,rates=2-4"
     some = Recipe(scheme=scheme, layers={"backbone.layer4.*": scheme, "*": "fp"})
     net = convert(network(FCN), torch.randn(2, 3, 32, 40), recipe=some)
     groups = [group for _, group in branch_groups(net)]
