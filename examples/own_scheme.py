@@ -50,7 +50,7 @@ class TernaryWeight(WeightBasis):
 
     def __call__(self, weight: Tensor, unit: Tensor) -> Tensor:
         """Return the ternary weight; the latent weight gets the identity as gradient."""
-        value: Tensor = CodedWeight.apply(weight, unit, self.odd(weight.detach(), unit.detach()), None)
+        value: Tensor = CodedWeight.apply(weight, unit, self.odd, None)
         return value
 
 

@@ -25,15 +25,16 @@ def sign(x: Tensor) -> Tensor:
     return below(x, torch.zeros((), dtype=x.dtype, device=x.device)).mul_(-2).add_(1)
 
 
-def below(x: Tensor, at: Tensor) -> Tensor:
-    """Return 1 where ``x < at`` and 0 elsewhere, NaN included, in the dtype of ``x``; no gradients.
+def below(x: Tensor, at: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return 1 where ``x < at`` and 0 elsewhere, NaN included, in the dtype of ``x`` or in ``out``; no gradients.
 
     Compared straight into that dtype: a `where` of two numbers takes many times as long on a processor.
     """
     x, at = x.detach(), at.detach()
     if torch.compiler.is_compiling():  # which fuses the two, and cannot trace an output that is given
-        return torch.lt(x, at).to(x.dtype)
-    return torch.lt(x, at, out=torch.empty_like(x))
+        found = torch.lt(x, at).to(x.dtype)
+        return found if out is None else out.copy_(found)
+    return torch.lt(x, at, out=torch.empty_like(x) if out is None else out)
 
 
 def power_digits(values: Tensor, bits: int) -> Tensor:

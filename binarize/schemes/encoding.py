@@ -72,14 +72,12 @@ class EncodingWeight(WeightBasis):
     def odd(self, weight: Tensor, unit: Tensor) -> Tensor:
         """Return the nearest odd integers ``(1, *weight.shape)``."""
         ratio = weight.detach() / per_output(unit[0].detach(), weight)
-        # Clamped first, so that dropping the fraction rounds down; torch splits `trunc` of small blocks over threads.
-        code = ratio.add_(self.limit + 1).mul_(0.5).clamp_(0, self.limit)
-        code = code.trunc_() if code.numel() > BLOCK else code.to(torch.int32).to(weight.dtype)
+        code = ratio.add_(self.limit + 1).mul_(0.5).floor_().clamp_(0, self.limit)
         return code.mul_(2).sub_(self.limit).unsqueeze(0)
 
     def __call__(self, weight: Tensor, unit: Tensor) -> Tensor:
         """Return the nearest level of each weight; gradients stop outside the clip."""
-        value: Tensor = CodedWeight.apply(weight, unit, self.odd(weight.detach(), unit.detach()), float(self.limit))
+        value: Tensor = CodedWeight.apply(weight, unit, self.odd, float(self.limit))
         return value
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from binarize.schemes.base import below
+from binarize.schemes.base import below, per_output
 
 __all__ = ["SLOPES", "STES", "CodedActivation", "CodedWeight", "Ste", "ThresholdActivation"]
 
@@ -15,6 +15,9 @@ Ste = Literal["clipped", "identity", "polynomial", "tanh"]
 """Straight-through estimators of one jump, by name."""
 STES: tuple[Ste, ...] = get_args(Ste)
 TINY = 1e-12  # half of a jump of height 0
+PORTION = 1 << 18  # elements, 1 MB: of fewer the calls take longer than the work
+OddIntegers = Callable[[Tensor, Tensor], Tensor]
+"""From some outputs of a weight ``(o, ...)`` and their units ``(t, o)`` to the odd integers ``(t, o, ...)``."""
 
 
 def _clipped(t: Tensor, _: float) -> Tensor:
@@ -56,30 +59,40 @@ class CodedWeight(Function):
     With ``limit`` (the largest odd integer of a single uniform term) the weight's gradient stops outside
     ``|w| <= limit * unit`` and the unit's is the learnt-step one, ``odd - w / unit`` inside and ``odd`` outside
     (Esser et al., Learned Step Size Quantization, ICLR 2020, equation 3). Without it the unit gets ``odd``.
+
+    The odd integers are computed again in backward, some outputs at a time: kept, they would take m times the weight's
+    memory for m planes, and the time to write and read it.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, unit: Tensor, odd: Tensor, limit: float | None) -> Tensor:
-        """Map weight ``(o, ...)``, unit ``(t, o)`` and odd ``(t, o, ...)`` to ``(o, ...)``."""
-        ctx.save_for_backward(weight, unit, odd)
-        ctx.limit = limit
-        scale = unit.reshape(*unit.shape, *[1] * (weight.dim() - 1))
-        value = scale[0] * odd[0]
-        for term in range(1, len(odd)):
-            value.addcmul_(scale[term], odd[term])  # in place: weights are large, and this runs at every step
+    def forward(ctx: Any, weight: Tensor, unit: Tensor, odd: OddIntegers, limit: float | None) -> Tensor:
+        """Map weight ``(o, ...)`` and unit ``(t, o)`` to ``(o, ...)``; ``odd`` is `WeightBasis.odd` of some outputs."""
+        ctx.save_for_backward(weight, unit)
+        ctx.odd, ctx.limit = odd, limit
+        value = torch.empty_like(weight)
+        for part in portions(weight):
+            terms, scale = odd(weight[part], unit[:, part]), per_output(unit[:, part], value.unsqueeze(0))
+            total = torch.mul(scale[0], terms[0], out=value[part])
+            for term in range(1, len(terms)):
+                total.addcmul_(scale[term], terms[term])
         return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Return the gradients of weight and unit."""
-        weight, unit, odd = ctx.saved_tensors
+        weight, unit = ctx.saved_tensors
         grad = grads[0]
-        to_unit = torch.stack([_row_dots(grad, term) for term in odd])
-        if ctx.limit is None:
-            return grad, to_unit, None, None
-        bound = (unit[0].abs() * ctx.limit).reshape(-1, *[1] * (weight.dim() - 1))
-        passed = grad * (weight.abs() <= bound)
-        return passed, to_unit - _row_dots(passed, weight) / unit, None, None
+        to_weight = grad if ctx.limit is None else torch.empty_like(weight)
+        to_unit = torch.empty_like(unit)
+        for part in portions(weight):
+            some, passing, own = weight[part], grad[part], unit[:, part]
+            for term, odd in enumerate(ctx.odd(some, own)):
+                to_unit[term, part] = _row_dots(passing, odd)
+            if ctx.limit is not None:
+                bound = per_output(own[0].abs() * ctx.limit, some)
+                inside = torch.abs(some, out=to_weight[part]).le_(bound).mul_(passing)
+                to_unit[0, part] -= _row_dots(inside, some) / own[0]
+        return to_weight, to_unit, None, None
 
 
 @final
@@ -95,20 +108,24 @@ class CodedActivation(Function):
         """Map ``x`` of any shape, with scalar ``low`` and ``step``, to the same shape."""
         ctx.save_for_backward(x, low, step)
         ctx.top = top
-        return code_of(x, low, step, top).mul_(step).add_(low)
+        value = torch.empty_like(x)
+        for part in portions(x):
+            torch.mul(code_of(x[part], low, step, top), step, out=value[part]).add_(low)
+        return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Return the gradients of x, low and step."""
         x, low, step = ctx.saved_tensors
-        grad = grads[0]
-        inverse = 1.0 / step
-        ratio = (x - low).mul_(inverse)
-        cut = ratio.clamp(0, ctx.top)
-        passed = ratio.eq_(cut).mul_(grad)
-        to_step = -_dot(passed, cut)  # outside, where nothing passes, the code is the cut ratio itself
-        to_step += _dot(grad, cut.add_(0.5).floor_())
-        return passed, grad.sum() - passed.sum(), to_step, None
+        grad, inverse = grads[0], 1.0 / step
+        to_x, to_step = torch.empty_like(x), torch.zeros_like(step)
+        for part in portions(x):
+            ratio = torch.sub(x[part], low, out=to_x[part]).mul_(inverse)
+            cut = ratio.clamp(0, ctx.top)
+            passed = ratio.eq_(cut).mul_(grad[part])
+            to_step -= _dot(passed, cut)  # outside, where nothing passes, the code is the cut ratio itself
+            to_step += _dot(grad[part], cut.add_(0.5).floor_())
+        return to_x, grad.sum() - to_x.sum(), to_step, None
 
 
 @final
@@ -131,9 +148,11 @@ class ThresholdActivation(Function):
         ctx.save_for_backward(x, step, threshold)
         ctx.slope = SLOPES[ste]
         ctx.temperature = temperature
-        value = torch.empty_like(x).copy_(low)
-        for height, at in zip(step, threshold, strict=True):
-            value.addcmul_(below(x, at).sub_(1), -height)  # minus 1 where it is reached, 0 elsewhere
+        value = torch.empty_like(x)
+        for part in portions(x):
+            total = value[part].copy_(low)
+            for height, at in zip(step, threshold, strict=True):
+                total.addcmul_(below(x[part], at).sub_(1), -height)  # minus 1 where it is reached, 0 elsewhere
         return value
 
     @staticmethod
@@ -141,14 +160,27 @@ class ThresholdActivation(Function):
         """Return the gradients of x, low, step and threshold."""
         x, step, threshold = ctx.saved_tensors
         grad, total = grads[0], grads[0].sum()
-        to_x, to_step, to_threshold = torch.zeros_like(x), torch.empty_like(step), torch.empty_like(threshold)
-        for j, (height, at) in enumerate(zip(step, threshold, strict=True)):
-            half = height.abs().clamp_min(TINY) / 2
-            passed = ctx.slope((x - at).div_(half), ctx.temperature).mul_(grad)
-            to_x.addcmul_(passed, height.sign())
-            to_step[j] = total - _dot(grad, below(x, at))
-            to_threshold[j] = passed.sum_to_size(at.shape) * -height.sign()
+        to_x, to_step, to_threshold = torch.zeros_like(x), total.repeat(len(step)), torch.zeros_like(threshold)
+        half, turn = step.abs().clamp_min(TINY) / 2, step.sign()
+        for part in portions(x):
+            for j, at in enumerate(threshold):
+                passed = ctx.slope((x[part] - at).div_(half[j]), ctx.temperature).mul_(grad[part])
+                to_x[part].addcmul_(passed, turn[j])
+                to_step[j] -= _dot(grad[part], below(x[part], at))
+                to_threshold[j] -= passed.sum_to_size(at.shape) * turn[j]
         return to_x, total, to_step, to_threshold, None, None
+
+
+def portions(x: Tensor) -> list[slice]:
+    """Return slices of the first axis of ``x`` whose elements, and a few temporaries as large, stay in a CPU's cache.
+
+    Element by element the functions here would wait for memory, most of all where every temporary is fresh. Elsewhere,
+    and while tracing, there is one slice.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() <= PORTION:
+        return [slice(None)]
+    length = max(PORTION * len(x) // x.numel(), 1)
+    return [slice(start, start + length) for start in range(0, len(x), length)]
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
@@ -161,7 +193,7 @@ def _dot(one: Tensor, other: Tensor) -> Tensor:
 
 def _row_dots(one: Tensor, other: Tensor) -> Tensor:
     """Return ``(o,)``: the dot products of the rows of two tensors ``(o, ...)``."""
-    return torch.bmm(one.reshape(len(one), 1, -1), other.reshape(len(one), -1, 1)).reshape(-1)
+    return (one * other).flatten(1).sum(1)
 
 
 def code_of(x: Tensor, low: Tensor, step: Tensor, top: int) -> Tensor:

@@ -89,7 +89,7 @@ class ResidualWeight(WeightBasis):
 
     def __call__(self, weight: Tensor, unit: Tensor) -> Tensor:
         """Return the sum of the scaled signs; the weight gets the identity as gradient."""
-        value: Tensor = CodedWeight.apply(weight, unit, self.odd(weight.detach(), unit.detach()), None)
+        value: Tensor = CodedWeight.apply(weight, unit, self.odd, None)
         return value
 
 

@@ -37,7 +37,7 @@ class SignWeight(WeightBasis):
 
     def __call__(self, weight: Tensor, unit: Tensor) -> Tensor:
         """Return ``unit * sign(weight)``; the weight gets the identity as gradient."""
-        value: Tensor = CodedWeight.apply(weight, unit, self.odd(weight, unit), None)
+        value: Tensor = CodedWeight.apply(weight, unit, self.odd, None)
         return value
 
 

@@ -17,7 +17,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from binarize.schemes.base import ActivationBasis, Levels, WeightBasis, per_output, sign
+from binarize.schemes.base import ActivationBasis, Levels, WeightBasis, below, per_output
 from binarize.schemes.estimators import CodedWeight, Ste, ThresholdActivation
 
 __all__ = ["Pieces", "ThermometerActivation", "ThermometerWeight"]
@@ -97,13 +97,17 @@ class ThermometerWeight(WeightBasis):
         middle = 2 * heights.cumsum(0) - heights - heights.sum(0)
         if self.has_offset:
             middle = middle + unit[-1]
-        signs = sign(weight.unsqueeze(0) - per_output(middle, weight.unsqueeze(0)))
-        return torch.cat([signs, torch.ones_like(signs[:1])]) if self.has_offset else signs
+        signs = weight.new_empty(len(unit), *weight.shape)
+        for term, at in zip(signs, per_output(middle, weight.unsqueeze(0)), strict=False):
+            below(weight, at, term).mul_(-2).add_(1)
+        if self.has_offset:
+            signs[-1] = 1
+        return signs
 
     @final
     def __call__(self, weight: Tensor, unit: Tensor) -> Tensor:
         """Return the nearest level of each weight; the weight gets the identity as gradient."""
-        value: Tensor = CodedWeight.apply(weight, unit, self.odd(weight.detach(), unit.detach()), None)
+        value: Tensor = CodedWeight.apply(weight, unit, self.odd, None)
         return value
 
 
