@@ -13,7 +13,7 @@ from binarize.schemes.estimators import CodedWeight
 __all__ = ["ResidualWeight", "least_squares_units"]
 
 ROUNDS = 8  # of signs and scales in turn
-COMPARED = 3  # planes up to which comparing is quicker than searching
+COMPARED = 5  # planes up to which comparing is quicker than searching
 SAMPLE = 1024  # weights of an output that the rounds see
 
 
@@ -74,11 +74,11 @@ class ResidualWeight(WeightBasis):
         """Return the signs ``(branches, *weight.shape)`` whose sum with the given scales is nearest to each weight."""
         flat = rows(weight)
         sums = _sums_of_last_plane(unit)
-        if self.branches <= COMPARED:
-            return _signs_by_comparison(flat, sums, self.branches).reshape(-1, *weight.shape)
         levels, size = sums.abs(), flat.abs().contiguous()
         if flat.shape[1] < levels.shape[1]:
             nearest = (size.unsqueeze(2) - levels.unsqueeze(1)).abs().argmin(2)
+        elif self.branches <= COMPARED:
+            return _signs_by_comparison(flat, sums, self.branches).reshape(-1, *weight.shape)
         else:
             ascending, order = levels.sort(1)
             middle = (ascending[:, 1:] + ascending[:, :-1]) / 2
