@@ -21,6 +21,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
 # torchvision's first densenet files wrote `denselayer1.norm.1.weight` for `denselayer1.norm1.weight`.
 OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
 OPTIONAL = ("num_batches_tracked", "_extra_state")
+ROUNDS = 4  # of options that are tried to make a model fit: auxiliary heads, classes, and classes once more
 SHOWN = 3
 
 
@@ -106,7 +107,10 @@ def load_fitting(build: Callable[..., nn.Module], state: State, name: str, arch:
     model = build()
     state, gap = _renamed(model, state)
     options: dict[str, Any] = {}
-    while gap and (more := _suggestion(gap, state, options)):
+    for _ in range(ROUNDS):
+        more = _suggestion(gap, state, model, options)
+        if not more:
+            break
         options.update(more)
         try:
             model = build(**options)
@@ -152,16 +156,25 @@ def _spellings(state: State) -> Iterator[State]:
         yield {OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
 
 
-def _suggestion(gap: Gap, state: State, tried: Mapping[str, Any]) -> dict[str, Any]:
+def _suggestion(gap: Gap, state: State, model: nn.Module, tried: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if any(key.lower().startswith("aux") for key in gap.missing):
         found["aux_logits"] = False
     if any(key.startswith("aux_classifier.") for key in gap.unexpected):
         found["aux_loss"] = True
-    weights = [key for key in gap.shapes if state[key].ndim > 0]
+    expected = model.state_dict()
+    weights = [key for key in gap.shapes if state[key].ndim > 0 and expected[key].ndim > 0]
     if weights and not found:
-        found["num_classes"] = state[weights[-1]].shape[0]
-    return {key: value for key, value in found.items() if key not in tried}
+        found["num_classes"] = _classes(state[weights[-1]], expected[weights[-1]], tried.get("num_classes"))
+    return {key: value for key, value in found.items() if tried.get(key) != value}
+
+
+def _classes(weight: Tensor, built: Tensor, tried: int | None) -> int:
+    """Return how many classes a weight has rows for: one each, or as many as one ``built`` for ``tried`` classes has.
+
+    Detectors have a row for every class and anchor, or for every class and side of its box.
+    """
+    return len(weight) if tried is None else len(weight) * tried // max(len(built), 1)
 
 
 def _explain(model: nn.Module, state: State) -> str:

@@ -63,6 +63,17 @@ def test_the_number_of_classes_follows_the_weights(tmp_path):
     assert opened.notes == ("built with num_classes=7, as the weights ask",)
 
 
+@pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"])
+def test_the_classes_of_a_detector_follow_the_weights(name, tmp_path):
+    """Rows for every class and anchor, or for every class and side of a box."""
+    net = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=4)
+    torch.save(net.state_dict(), tmp_path / "d.pt")
+    opened = open_model(str(tmp_path / "d.pt"), arch=name)
+
+    assert opened.notes == ("built with num_classes=4, as the weights ask",)
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in opened.model.state_dict().items())
+
+
 def test_auxiliary_heads_follow_the_weights(tmp_path):
     net = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5)
     torch.save(net.state_dict(), tmp_path / "l.pt")
