@@ -185,9 +185,10 @@ class Summary:
         """Return what fine-tuning did, and the figures measured so far."""
         lines = []
         if epochs := self.details.get("training", {}).get("epochs"):
-            losses = epochs[0]["loss"], epochs[-1]["loss"]
+            last = [epoch for epoch in epochs if epoch["stage"] == epochs[-1]["stage"]]
             passes = f"{len(epochs)} epoch{'s' if len(epochs) > 1 else ''}"
-            lines.append(f"fine-tuned for {passes}, loss {losses[0]:.4f} to {losses[1]:.4f}")
+            where = f" in stage {last[0]['stage']}" if len(last) < len(epochs) else ""
+            lines.append(f"fine-tuned for {passes}, loss{where} {last[0]['loss']:.4f} to {last[-1]['loss']:.4f}")
         for when, found in self.details.get("metrics", {}).items():
             figures = found if isinstance(found, Mapping) else {"": found}
             named = [f"{name} {value:.4f}".strip() for name, value in figures.items() if isinstance(value, float)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from binarize.errors import TrainingError
-from binarize.layers.branches import Router
+from binarize.layers.branches import Router, branch_groups
 
 __all__ = ["Alone", "Processes", "Together", "find_processes", "is_writer"]
 
@@ -105,8 +105,11 @@ class Together(Processes):
         except ImportError:
             remedy = "run pip install 'binarize[distributed]'"
             raise TrainingError(f"cannot train in several processes: accelerate is not installed; {remedy}") from None
-        # a graph calls all that it holds, but branches that no image chose; Python code may not: these are watched
         routed = any(isinstance(module, Router) for module in net.modules())
+        if routed and (name := _first_synchronised(net)):
+            what = f"{name} waits for all processes, which run different branches for their images"
+            raise TrainingError(f"cannot train in several processes: {what}; make it a BatchNorm before converting")
+        # a graph calls all that it holds, but branches that no image chose; Python code may not: these are watched
         watched = DistributedDataParallelKwargs(find_unused_parameters=routed or not isinstance(net, fx.GraphModule))
         self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[watched])
         self.count, self.index = self._accelerator.num_processes, self._accelerator.process_index
@@ -152,6 +155,15 @@ class Together(Processes):
     def wait(self) -> None:
         """Wait at a barrier."""
         self._accelerator.wait_for_everyone()
+
+
+def _first_synchronised(net: nn.Module) -> str | None:
+    """Return the path of a SyncBatchNorm inside a branch, or None."""
+    for path, group in branch_groups(net):
+        for name, module in group.named_modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                return f"{path}.{name}"
+    return None
 
 
 def find_processes(net: nn.Module) -> Processes:

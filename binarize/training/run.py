@@ -307,7 +307,8 @@ class Run:
         for key, value in self._identity().items():
             if key not in FREE and then.get(key) != value:
                 what = f"it was started with {key} {then.get(key)!r}, now it is {value!r}"
-                raise TrainingError(f"cannot resume the run: {what}; give the same, or start in another folder")
+                free = " (passes can change where no stage names them)" if key == "stages" else ""
+                raise TrainingError(f"cannot resume the run: {what}; give the same{free}, or start in another folder")
 
     def _load(self, state: Mapping[str, Any]) -> None:
         try:

@@ -107,9 +107,10 @@ def test_other_settings_do_not_continue_a_run(tmp_path):
     [
         ({"teacher": None}, "started with labels 0.0, now it is 1.0"),
         ({"train": data(16)}, "batches of a pass 3, now it is 6"),
+        ({"stages": ("binary:epochs=3",)}, r"give the same \(passes can change where no stage names them\)"),
     ],
 )
-def test_another_teacher_or_data_of_another_size_does_not_continue_a_run(tmp_path, options, why):
+def test_another_teacher_data_of_another_size_or_other_stages_do_not_continue_a_run(tmp_path, options, why):
     given = {"train": data(), "teacher": teacher(), "checkpoint": tmp_path}
     finetune(converted(), **given, epochs=1)
 

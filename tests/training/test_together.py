@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from training_desk import data, plain
 
+import binarize
 from binarize.errors import TrainingError
 from binarize.finetune import Losses, Settings, finetune
 from binarize.training.processes import find_processes
@@ -75,3 +77,17 @@ def test_without_accelerate_the_remedy_is_named(monkeypatch):
 
     with pytest.raises(TrainingError, match=r"accelerate is not installed; run pip install 'binarize\[distributed\]'"):
         find_processes(plain()[0])
+
+
+@needs_accelerate
+def test_normalisation_over_all_processes_is_refused_where_they_run_different_branches(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.SyncBatchNorm(8), nn.ReLU())
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), block, nn.Flatten(), nn.LazyLinear(4)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    model(x)
+    net = binarize.convert(model, x, "group-net:k=1,stored=2")
+
+    with pytest.raises(TrainingError, match=r"cannot train in several processes: \S+ waits .* BatchNorm before conv"):
+        find_processes(net)
