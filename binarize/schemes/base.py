@@ -97,7 +97,10 @@ class WeightBasis(abc.ABC):
 
     @abc.abstractmethod
     def odd(self, weight: Tensor, unit: Tensor) -> Tensor:
-        """Return the odd integers ``(t, *weight.shape)``, in the weight's dtype."""
+        """Return the odd integers ``(t, *weight.shape)``, in the weight's dtype.
+
+        Those of an output follow from its own weights and units: training asks for some outputs at a time.
+        """
 
     @abc.abstractmethod
     def __call__(self, weight: Tensor, unit: Tensor) -> Tensor:
