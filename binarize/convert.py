@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.calibrate import CalibrationSettings, calibrate
+from binarize.calibration.prepared import compare_prepared
 from binarize.cost import example_arguments
 from binarize.data import calibration_batches, random_images
 from binarize.errors import ModelError, NothingConvertedError, RecipeError, nearest
@@ -95,6 +96,7 @@ def convert(
     open_attention(teacher)
     inputs = _calibration_inputs(recipe, example_inputs, data)
     levels = _levels(teacher, inputs[0])
+    prepared = None if data is None else compare_prepared(teacher, inputs)
     captured = capture(copy.deepcopy(teacher))
     planned = _plan(captured, recipe, default, levels)
     if not planned.schemes:
@@ -109,7 +111,8 @@ def convert(
     except (RuntimeError, TypeError, ValueError) as cause:
         _blame_inputs(teacher, inputs, cause)
         raise
-    record = _record(captured, planned, recipe, inputs, dict(source or {}), found.to_dict())
+    seen = {} if prepared is None else {"prepared": dataclasses.asdict(prepared)}
+    record = _record(captured, planned, recipe, inputs, dict(source or {}), {**found.to_dict(), **seen})
     attach_record(net, record)
     allow(net, recipe.exactness)
     return net.eval()

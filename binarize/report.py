@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from binarize.calibration.places import layer_copies
+from binarize.calibration.prepared import Prepared
 from binarize.calibration.reconstruct import WHOLE
 from binarize.convert import plan
 from binarize.cost import example_arguments, measure_macs, packed_bytes, tensor_bytes, weight_bytes, weight_shape
@@ -155,6 +156,14 @@ class Summary:
         """Return the table of reconstructed groups as text, one row per group."""
         return [(name, f"{fit['before']:.4f}", f"{fit['after']:.4f}") for name, fit in self.groups().items()]
 
+    def warning(self) -> str | None:
+        """Return what speaks against the way in which the images of calibration were prepared, or None."""
+        prepared = self.details.get("calibration", {}).get("prepared")
+        reason = None if prepared is None else Prepared(**prepared).why_not()
+        if reason is None:
+            return None
+        return f"the images look unlike those of training: {reason}; check mean, std and the order of channels"
+
     def closing(self) -> list[str]:
         """Return the sentences under the table: sums, and what was left out."""
         totals = self.totals
@@ -177,6 +186,8 @@ class Summary:
             lines.append(f"reconstruction brought {better} of {len(alone)} groups closer to the original")
         if self.recipe.stages:
             lines.append(f"stages of fine-tuning: {'; '.join(self.recipe.stages)}")
+        if warning := self.warning():
+            lines.append(f"warning: {warning}")
         lines += self._reached()
         lines += [f"not traced: {path or 'the model'} ({reason})" for path, reason in self.uncaptured.items()]
         return lines

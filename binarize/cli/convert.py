@@ -219,8 +219,9 @@ def finish(
     totals = found.totals
     if as_json:
         counts = {"converted": totals.converted, "kept": totals.kept, "output": str(target), "bytes": written}
-        groups = {"groups": found.groups()} if found.groups() else {}
-        print_json({**counts, "fp32_bytes": totals.fp32_bytes, "scheme": found.recipe.scheme, **groups, **(more or {})})
+        named = {"groups": found.groups(), "warning": found.warning(), **(more or {})}
+        said = {name: value for name, value in named.items() if value}
+        print_json({**counts, "fp32_bytes": totals.fp32_bytes, "scheme": found.recipe.scheme, **said})
         return
     kept = [f"  kept {len(names)}: {reason}" for reason, names in found.reasons().items()]
     print_lines([*found.closing(), *kept, f"wrote {target} ({size(written)})"])
