@@ -105,7 +105,7 @@ class CodedActivation(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: Tensor, step: Tensor, top: int) -> Tensor:
-        """Map ``x`` of any shape, with scalar ``low`` and ``step``, to the same shape."""
+        """Map ``x`` ``(n, ...)``, with scalar ``low`` and ``step``, to the same shape."""
         ctx.save_for_backward(x, low, step)
         ctx.top = top
         value = torch.empty_like(x)
