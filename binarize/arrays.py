@@ -41,7 +41,7 @@ def _npz(spec: DataSpec) -> tuple[Any, Any]:
             if "images" not in file:
                 saw = f"it holds {', '.join(file) or 'nothing'}"
                 raise DataError(f"cannot use {title}: there is no array 'images', {saw}; name it so with np.savez")
-            return file["images"], file.get("labels")
+            return _numbers(file, "images", title), _numbers(file, "labels", title) if "labels" in file else None
     except FileNotFoundError:
         raise DataError(f"cannot use {title}: there is no such file; check the path") from None
     except DataError:
@@ -50,6 +50,16 @@ def _npz(spec: DataSpec) -> tuple[Any, Any]:
         why = "" if "pickle" in str(error) else f" ({error})"  # numpy advises to unpickle whatever is not its own
         remedy = "write it with np.savez(FILE, images=..., labels=...)"
         raise DataError(f"cannot use {title}: the file is no npz or is damaged{why}; {remedy}") from error
+
+
+def _numbers(file: Any, name: str, title: str) -> Any:
+    try:
+        return file[name]
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        what = f"the array {name!r} holds Python objects"
+        raise DataError(f"cannot use {title}: {what}; make it one array of numbers, images all of one size") from None
 
 
 def _torchvision(spec: DataSpec) -> tuple[Any, Any]:

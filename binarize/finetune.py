@@ -60,12 +60,12 @@ def finetune(
         teacher: the original; it is not changed. With one, the network learns its outputs unless `Losses` says else.
         val: measured after each epoch: labelled batches, or a function of the network that returns figures.
         settings: how to train.
-        epochs: shorthand for ``Settings(epochs=...)``.
+        epochs: instead of those of ``settings``.
         stages: what to train, one after the other; the recipe's by default. See `binarize.recipe.StageSpec`.
         loss_fn: what to minimise instead: called with the network, in training mode, and a batch, on its device.
         checkpoint: folder for the checkpoint, ``log.csv`` and TensorBoard events; made if it is not there.
         resume: go on from the checkpoint in that folder, if there is one.
-        progress: called after each batch.
+        progress: called after each batch, and again with `Step.val` when an epoch was validated.
 
     Returns:
         Every epoch's figures; ``stopped`` says whether a signal ended the run early.
@@ -83,6 +83,8 @@ def finetune(
         settings = dataclasses.replace(settings, losses=settings.losses.resolved(teacher is not None))
     _require_trainable(net)
     _require_given(teacher, train, val)
+    if teacher is net:
+        raise TrainingError("cannot learn from the teacher: it is the network itself; give the original model")
     if loss_fn is not None and teacher is not None:
         raise TrainingError("cannot use both a teacher and a loss_fn: let loss_fn call the teacher itself")
     if resume and checkpoint is None:

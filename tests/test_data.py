@@ -122,7 +122,7 @@ def test_a_shuffled_pass_differs_from_the_one_before(write):
         ({"images": np.zeros((1, 32, 32, 3))}, "channels first"),
         ({"images": np.full((1, 3, 2, 2), np.nan)}, "NaN"),
         ({"images": np.array(["a"])}, "'images' is <U1"),
-        ({"images": np.array([{}])}, "damaged"),
+        ({"images": np.array([{}])}, "the array 'images' holds Python objects"),
         ({"images": np.zeros((2, 2, 2), np.uint8), "labels": [1]}, "2 images but labels of shape 1"),
         ({"images": np.zeros((2, 2, 2), np.uint8), "labels": [[1], [2]]}, "labels of shape 2x1"),
         ({"images": np.zeros((2, 2, 2), np.uint8), "labels": [1.0, 2.0]}, "labels are float64"),

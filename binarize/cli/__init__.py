@@ -28,7 +28,7 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 @final
 class _Main(click.Group):
-    """A group that ends a `BinarizeError` with one line and exit code 2, and lets a bug keep its traceback."""
+    """A group that ends bad input with one line and exit code 2, and lets a bug keep its traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -46,6 +46,9 @@ class _Main(click.Group):
             with warnings.catch_warnings():
                 _hush()
                 return super().invoke(ctx)
+        except click.UsageError as error:
+            command, said = (error.ctx or ctx).command_path, error.format_message().rstrip(".")
+            self._end(f"cannot run {command}: {said}; `{command} -h` lists what it takes", BAD_INPUT)
         except BinarizeError as error:
             self._end(one_line(error), BAD_INPUT)
         except KeyboardInterrupt:

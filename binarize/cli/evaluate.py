@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import click
 
-from binarize.cli.opening import open_subject
+from binarize.cli.opening import open_subject, open_teacher
 from binarize.cli.options import SHAPE, data_options, json_option, model_options
 from binarize.cli.output import Progress, print_json, print_table, progress_bar
 
@@ -44,7 +44,7 @@ def evaluate(
 
     spec = DataSpec.parse(data)
     subject = open_subject(network, arch, trust, arch_used=teacher is not None and teacher_arch is None)
-    master = None if teacher is None else open_subject(teacher, teacher_arch or arch, trust)
+    master = None if teacher is None else open_teacher(teacher, teacher_arch or arch, trust)
     batch = batch or (BATCH if spec.task == "classification" else SCENES)
     shape = input_shape or (subject.input_shape if spec.is_cut_to_shape else None)
     images = load_data(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 import click
 
 from binarize.cli.convert import Wish, check_outputs, converted, finish
-from binarize.cli.opening import open_net, open_original, open_subject
+from binarize.cli.opening import open_net, open_original, open_teacher
 from binarize.cli.options import SHAPE, data_options, json_option, model_options, seed_option
 from binarize.cli.output import fail, note, progress_bar
 from binarize.cli.training import settings_of, training_bar, training_options
@@ -73,18 +73,15 @@ def finetune(
             raise click.UsageError(f"--scheme, --ends and --recipe are for a MODEL; {network} is converted already")
         subject = open_net(network, arch, trust, arch_used=teacher is not None and teacher_arch is None)
         net, title = subject.net, subject.title
-        master = None if teacher is None else open_subject(teacher, teacher_arch or arch, trust).net
+        master = None if teacher is None else open_teacher(teacher, teacher_arch or arch, trust).net
     else:
         net, title, original = _convert(network, arch, trust, (scheme, ends), recipe, course, seed)
-        master = original if teacher is None else open_subject(teacher, teacher_arch or arch, trust).net
+        master = original if teacher is None else open_teacher(teacher, teacher_arch or arch, trust).net
     history = course.run(net, master)
     if history.stopped is not None:
         fail(course.stopped(history))
         raise click.exceptions.Exit(STOPPED)
     if is_writer():
-        if history.epochs and history.epochs[-1].val:
-            last = history.epochs[-1]
-            note(f"after epoch {last.epoch}: {', '.join(f'{name} {value:.4f}' for name, value in last.val.items())}")
         finish(net, title, output, report, trainable, as_json, {"training": history.to_dict()})
 
 

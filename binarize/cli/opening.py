@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from binarize.sources import Opened
 
-__all__ = ["Subject", "open_net", "open_original", "open_subject"]
+__all__ = ["Subject", "open_net", "open_original", "open_subject", "open_teacher"]
 
 
 @final
@@ -76,6 +76,27 @@ def open_subject(spec: str, arch: str | None = None, trust: Sequence[str] = (), 
         return _open_onnx(Path(spec))
     opened = open_original(spec, arch, trust)
     return Subject(opened.model, False, opened.name, opened.input_shape)
+
+
+def open_teacher(spec: str, arch: str | None = None, trust: Sequence[str] = ()) -> Subject:
+    """Open the original that a network is compared with; what is said names its own option."""
+    from binarize.artifact import is_artifact
+    from binarize.errors import SourceError
+    from binarize.sources import open_model
+
+    if is_artifact(spec) or spec.endswith(".onnx"):
+        return open_subject(spec, arch, trust)
+    try:
+        opened = open_model(spec, arch=arch, trust_packages=trust)
+    except SourceError as error:
+        raise SourceError(_for_teacher(str(error))) from error
+    for sentence in opened.notes:
+        note(_for_teacher(sentence))
+    return Subject(opened.model, False, opened.name, opened.input_shape)
+
+
+def _for_teacher(said: str) -> str:
+    return said.replace("--arch", "--teacher-arch")
 
 
 def _open_onnx(path: Path) -> Subject:

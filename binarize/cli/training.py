@@ -34,6 +34,7 @@ def training_options(command: _Command) -> _Command:
         click.option("--blocks", type=SMALL, help="Weight of the loss to the teacher's block outputs: 0."),
         click.option("--blocks-as", type=click.Choice(["attention", "features"]), help="What --blocks compares."),
         click.option("--temperature", type=click.FloatRange(0, min_open=True), help="Of --logits: 1."),
+        click.option("--mix", type=click.FloatRange(0, 0.5), help="Mix up to so much of another image into each: 0."),
         click.option("--smoothing", type=SHARE, help="Of labels: 0."),
         click.option("--ema", type=SHARE, help="Keep a running average of all values, such as 0.999."),
         click.option("--clip", type=SMALL, help="Largest norm of the gradient; 0 for none."),
@@ -69,7 +70,7 @@ def training_bar() -> Iterator["Callable[[Step], None] | None"]:
         yield None
         return
     if not sys.stderr.isatty():
-        yield lambda step: note(_line(step)) if step.done == step.total else None
+        yield _note_epoch
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -79,15 +80,28 @@ def training_bar() -> Iterator["Callable[[Step], None] | None"]:
         task = bar.add_task("training", total=None)
 
         def report(step: "Step") -> None:
+            if step.val:
+                bar.console.print(f"binarize: {_validated(step)}", highlight=False)
             bar.update(task, description=_line(step), completed=step.done, total=step.total or None)
 
         yield report
 
 
+def _note_epoch(step: "Step") -> None:
+    if step.val:
+        note(_validated(step))
+    elif step.done == step.total:
+        note(_line(step))
+
+
+def _validated(step: "Step") -> str:
+    return f"after epoch {step.epoch}: {', '.join(f'{name} {value:.4f}' for name, value in step.val.items())}"
+
+
 def _line(step: "Step") -> str:
     parts = [f"epoch {step.epoch}/{step.epochs}", f"loss {step.loss:.4f}"]
     if step.top1 is not None:
-        parts.append(f"top-1 {step.top1:.1%}")
+        parts.append(f"top-1 in training {step.top1:.1%}")
     parts.append(f"{step.images_per_second:,.0f} images/s")
     if step.seconds_left is not None:
         minutes, seconds = divmod(round(step.seconds_left), 60)

@@ -25,6 +25,7 @@ class Batches:
     def __init__(self, loader: Iterable[Any], seed: int, device: torch.device, channels_last: bool) -> None:
         self.loader, self.seed, self.device, self.channels_last = loader, seed, device, channels_last
         self.count = _length(loader)
+        self._seen = False
 
     def epoch(self, number: int, skip: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Any]:
         """Yield the batches of pass ``number`` but for the first ``skip``.
@@ -37,7 +38,7 @@ class Batches:
         self._announce(number, seed)
         empty = True
         for index, batch in enumerate(self.loader):
-            empty = False
+            empty, self._seen = False, True
             if index < skip - 1:
                 continue
             if index == skip - 1:
@@ -46,7 +47,8 @@ class Batches:
             else:
                 yield placed(batch, self.device, self.channels_last)
         if empty:
-            raise DataError("cannot fine-tune: the data yields no batch; give a loader that can be read many times")
+            why = "can be read once only; give a loader, not a generator" if self._seen else "yields no batch; give one"
+            raise DataError(f"cannot fine-tune: the data {why}")
 
     def _announce(self, number: int, seed: int) -> None:
         """Tell the loader, its sampler or its generator which pass comes."""

@@ -90,6 +90,7 @@ class Step:
         seconds_left: of the whole run at that rate; None where it cannot be known.
         loss: mean of this epoch so far.
         top1: share of this epoch's images decided right; None where that means nothing.
+        val: what validation found after this epoch; empty before.
     """
 
     stage: str
@@ -101,6 +102,7 @@ class Step:
     seconds_left: float | None
     loss: float
     top1: float | None
+    val: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def write_csv(epochs: Sequence[EpochRecord], path: Path) -> None:

@@ -61,6 +61,9 @@ class OwnObjective(Objective):
                 f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
             )
             raise TrainingError(f"cannot minimise what loss_fn returned: {saw}; return a scalar or a dict of scalars")
+        if torch.is_grad_enabled() and not any(term.requires_grad for term in terms.values()):
+            what = "it has no gradient"
+            raise TrainingError(f"cannot minimise what loss_fn returned: {what}; compute it from what net(...) gives")
         return Cost({name: term.reshape(()) for name, term in terms.items()})
 
 
@@ -84,6 +87,8 @@ class ClassifierObjective(Objective):
     def __call__(self, model: nn.Module, batch: Any) -> Cost:
         """Run both networks on the batch's images and compare."""
         images, labels = images_and_labels(batch)
+        if self.losses.mix:
+            images, labels = mixed(images, self.losses.mix), None
         found, blocks = _split(model(images), self.losses.blocks > 0)
         terms: dict[str, Tensor] = {}
         if self.losses.labels:
@@ -123,6 +128,12 @@ class ClassifierObjective(Objective):
         except (RuntimeError, IndexError, ValueError) as cause:
             what = f"of {labels.dtype} {tuple(labels.shape)} for outputs {tuple(found.shape)} ({one_line(cause, 160)})"
             raise TrainingError(f"cannot fine-tune on labels {what}; give whole numbers below the classes") from cause
+
+
+def mixed(images: Tensor, most: float) -> Tensor:
+    """Return each image ``(n, ...)`` with up to ``most`` of it taken from the one as far from the batch's other end."""
+    share = (most * torch.rand(len(images))).to(images).reshape(-1, *[1] * (images.dim() - 1))
+    return images.lerp(images.flip(0), share)
 
 
 def soft_cross_entropy(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:

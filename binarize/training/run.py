@@ -27,6 +27,7 @@ from binarize.training.stages import Bases
 __all__ = ["Place", "Run"]
 
 FIT_BATCHES = 4
+REMEDIES = {"stages": " (passes can change where no stage names them)", "batches of a pass": " images and batch size"}
 FREE = ("epochs", "checkpoint_minutes", "compile")  # settings that may differ when a run is resumed
 
 
@@ -94,6 +95,7 @@ class Run:
             self._check(state)
             self.place = Place(**state["place"])
             self.history = [EpochRecord(**epoch) for epoch in state["history"]]
+            self._require_passes_left()
         try:
             with StopSignals() as self.signals:
                 while self.place.stage < len(self.stages) and self._stage(state):
@@ -184,6 +186,8 @@ class Run:
         self.meter.gather(self.processes)
         record = self.meter.record(self.texts[self.place.stage], number + 1, rate, val)
         self.history.append(record)
+        if val:
+            self._report(number, val)
         self.place.epoch, self.place.batch, self.meter = self.place.epoch + 1, 0, Meter()
         if self.events is not None:
             self.events.add(record)
@@ -265,16 +269,16 @@ class Run:
         remedy = "the network has the values from before that epoch again; lower the learning rate, or set clip"
         raise TrainingError(f"{what}; {remedy}")
 
-    def _report(self, number: int) -> None:
+    def _report(self, number: int, val: Mapping[str, float] | None = None) -> None:
         if self.progress is None:
             return
         whole = sum(map(self._epochs, self.stages))
         left = None
         if self.batches.count:
             batches = (whole - number) * self.batches.count - self.place.batch
-            left = batches * self.meter.seconds / self.place.batch
+            left = batches * self.meter.seconds / max(self.place.batch, 1)
         step = self.meter.step(self.texts[self.place.stage], number + 1, whole, self.place.batch, self.batches.count)
-        self.progress(dataclasses.replace(step, seconds_left=left))
+        self.progress(dataclasses.replace(step, seconds_left=left, val=val or {}))
 
     # State
 
@@ -299,16 +303,26 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """Return what a run that goes on has to have in common with the one that was begun."""
-        return {**_plain(self.settings), "stages": list(self.texts), "batches of a pass": self.batches.count}
+        teacher = "none" if getattr(self.objective, "teacher", None) is None else "given"
+        others = {"teacher": teacher, "stages": list(self.texts), "batches of a pass": self.batches.count}
+        return {**others, **_plain(self.settings)}
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """Refuse to resume a run under settings that would not continue it."""
         then = state["settings"]
         for key, value in self._identity().items():
-            if key not in FREE and then.get(key) != value:
-                what = f"it was started with {key} {then.get(key)!r}, now it is {value!r}"
-                free = " (passes can change where no stage names them)" if key == "stages" else ""
-                raise TrainingError(f"cannot resume the run: {what}; give the same{free}, or start in another folder")
+            if key in then and key not in FREE and then[key] != value:
+                what = f"it was started with {key} {then[key]!r}, now it is {value!r}"
+                remedy = f"give the same{REMEDIES.get(key, '')}, or start in another folder"
+                raise TrainingError(f"cannot resume the run: {what}; {remedy}")
+
+    def _require_passes_left(self) -> None:
+        """Refuse to resume a run that is past its end already: shortened, its schedule would not have come to 0."""
+        begun = len(self.history) + (self.place.batch > 0)
+        asked = sum(map(self._epochs, self.stages[: self.place.stage + 1]))
+        if begun > asked:
+            what = f"it is in pass {begun}, and {asked} are asked for"
+            raise TrainingError(f"cannot resume the run: {what}; ask for more epochs, or start in another folder")
 
     def _load(self, state: Mapping[str, Any]) -> None:
         try:

@@ -28,6 +28,8 @@ class Losses:
         temperature: divides both outputs before the softmax of ``logits``.
         smoothing: share of a label that is spread over all classes.
         balance: of the term that keeps routers from using few branches.
+        mix: largest share of another image of the batch that is mixed into each, 0.5 at most: a teacher knows what it
+            sees there, and long runs overfit less (Beyer et al., arXiv:2106.05237, section 3, "function matching").
     """
 
     labels: float | None = None
@@ -38,6 +40,7 @@ class Losses:
     temperature: float = 1.0
     smoothing: float = 0.0
     balance: float = 0.01
+    mix: float = 0.0
 
     def __post_init__(self) -> None:
         weights = {key: getattr(self, key) for key in ("labels", "logits", "blocks", "balance", "smoothing")}
@@ -48,6 +51,7 @@ class Losses:
         warm = _is_number(self.temperature) and self.temperature > 0
         _require(warm, "temperature", self.temperature, "a number above 0")
         _require(self.smoothing < 1, "smoothing", self.smoothing, "below 1")
+        _require(_is_number(self.mix) and 0 <= self.mix <= 0.5, "mix", self.mix, "a number from 0 to 0.5")
 
     def resolved(self, has_teacher: bool) -> "Losses":
         """Return the same with both defaults decided.
@@ -61,6 +65,13 @@ class Losses:
             raise TrainingError(
                 "cannot distil without a teacher: give one, or set the weights of logits and blocks to 0"
             )
+        if self.mix and (labels or not has_teacher):
+            remedy = "give a teacher and leave the weight of labels at 0"
+            raise TrainingError(f"cannot mix images: mixed ones have no label; {remedy}")
+        for key, weight, needs in (("temperature", logits, "logits"), ("smoothing", labels, "labels")):
+            if getattr(self, key) != getattr(Losses, key) and not weight:
+                what = f"cannot fine-tune with {key} {getattr(self, key)!r}: the loss of {needs} has no weight"
+                raise TrainingError(f"{what}; leave it out, or set {needs}")
         if not (labels or logits or self.blocks):
             raise TrainingError("cannot fine-tune: the weights of labels, logits and blocks are all 0; set one above 0")
         return dataclasses.replace(self, labels=labels, logits=logits)
@@ -128,6 +139,8 @@ class Settings:
             value = getattr(self, key)
             fits = (value is None and key in ("lr", "decay")) or (_is_number(value) and value >= 0)
             _require(fits, key, value, "a number, 0 or more")
+        share = self.optimiser == "sgd" or self.lr is None or self.lr <= 1
+        _require(share, "lr", self.lr, f"a share of the way between two levels, at most 1, with {self.optimiser}")
         for key in ("warmup", "ema", "momentum"):
             value = getattr(self, key)
             _require(_is_number(value) and 0 <= value < 1, key, value, "a number from 0 to below 1")

@@ -50,12 +50,12 @@ def test_what_holds_latent_weights_is_packed_where_it_is_exported(desk, trainabl
 
 
 def test_what_validation_found_is_said_where_no_bar_is_drawn(desk, trainable, tmp_path):
-    words = "--data", desk.data, "--val", desk.data, "--epochs", 1
+    words = "--data", desk.data, "--val", desk.data, "--epochs", 2
     result = run("finetune", trainable, "-o", tmp_path / "out.safetensors", *words)
 
-    assert re.search(r"after epoch 1: top1 [01]\.\d{4}$", result.stderr, re.MULTILINE)
-    progress = r"^binarize: epoch 1/1  loss \d\.\d{4}  top-1 [\d.]+%  [\d,]+ images/s"
-    assert re.search(progress, result.stderr, re.MULTILINE)
+    assert re.findall(r"^binarize: after epoch (\d): top1 [01]\.\d{4}$", result.stderr, re.MULTILINE) == ["1", "2"]
+    progress = r"^binarize: epoch (\d)/2  loss \d\.\d{4}  top-1 in training [\d.]+%  [\d,]+ images/s"
+    assert re.findall(progress, result.stderr, re.MULTILINE) == ["1", "2"]
 
 
 def test_a_model_is_converted_first_and_is_its_own_teacher(desk, tmp_path):
@@ -121,6 +121,11 @@ def test_a_stopped_command_goes_on_where_it_was(desk, trainable, tmp_path):
         (("--blocks", "1"), "distil without a teacher"),
         (("--stage", "binary", "--stage", "bits:w=4"), "cannot end with the stage 'bits:w=4'"),
         (("--device", "gpu7"), "no such kind of device; use cpu, cuda or cuda:1"),
+        (("--lr", "1e6"), "cannot fine-tune with lr 1000000.0: it must be a share"),
+        (("--temperature", "4"), "cannot fine-tune with temperature 4.0: the loss of logits has no weight"),
+        (("--scheme", "xnor-net"), "are for a MODEL"),
+        (("--lr", "much"), "'much' is not a valid float; `binarize finetune -h` lists what it takes"),
+        (("--teacher", "nowhere.pt"), "no such file"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(desk, trainable, tmp_path, words, why):
@@ -136,11 +141,12 @@ def test_a_packed_network_is_refused_with_the_remedy(desk, tmp_path):
     assert "convert with --trainable" in said
 
 
-def test_options_for_a_model_are_refused_beside_a_network(desk, trainable, tmp_path):
-    result = run("finetune", trainable, "--data", desk.data, "--scheme", "xnor-net", "-o", tmp_path / "out")
+def test_a_teacher_is_asked_for_by_its_own_options(desk, trainable, tmp_path):
+    given = "--data", desk.data, "--teacher", desk.checkpoint
+    said = refused("finetune", trainable, *given, "-o", tmp_path / "out.safetensors")
 
-    assert result.exit_code == 2
-    assert "--scheme, --ends and --recipe are for a MODEL" in result.stderr
+    assert "with --teacher-arch NAME" in said
+    assert "with --teacher-arch NAME" in refused("evaluate", trainable, *given)
 
 
 def test_training_without_images_is_refused(desk, tmp_path):

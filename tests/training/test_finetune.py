@@ -11,6 +11,7 @@ import binarize
 from binarize.errors import DataError, TrainingError
 from binarize.finetune import Losses, Settings, finetune
 from binarize.recipe import Recipe
+from binarize.training.objectives import mixed
 
 SCHEMES = [
     "xnor-net",
@@ -217,6 +218,7 @@ def test_a_float_network_is_refused():
         ({"teacher": nn.Identity(), "loss_fn": lambda net, batch: None}, "both a teacher and a loss_fn"),
         ({"resume": True}, "no folder for checkpoints"),
         ({"loss_fn": lambda net, batch: net(batch[0])}, "what loss_fn returned: a tensor of shape"),
+        ({"loss_fn": lambda net, batch: net(batch[0]).sum().detach()}, "what loss_fn returned: it has no gradient"),
         ({"settings": Settings(losses=Losses(logits=1.0))}, "distil without a teacher"),
         ({"settings": Settings(losses=Losses(labels=0.0))}, "all 0"),
         ({"stages": "binary"}, r"give a tuple of texts, \('binary',\)"),
@@ -294,10 +296,61 @@ def test_a_loader_that_yields_nothing_is_refused():
         finetune(converted(), iter([]), teacher=teacher())
 
 
+def test_a_generator_is_refused_where_it_ends():
+    with pytest.raises(DataError, match="the data can be read once only; give a loader, not a generator"):
+        finetune(converted(), (batch for batch in data()), teacher=teacher(), epochs=2)
+
+
+def test_mixed_images_are_between_two_of_the_batch():
+    images = torch.stack([torch.full((1, 2, 2), float(value)) for value in (0, 10, 20, 30)])
+    torch.manual_seed(0)
+    found = mixed(images, 0.5).flatten(1)
+
+    assert torch.equal(found, found[:, :1].expand(-1, 4))
+    middle, end = torch.tensor([15.0, 15.0, 15.0, 15.0]), torch.tensor([0.0, 10.0, 20.0, 30.0])
+    assert bool(((found[:, 0] - middle).abs() <= (end - middle).abs()).all())
+    assert len({round(float((x - e) / (m - e)), 4) for x, e, m in zip(found[:, 0], end, middle, strict=True)}) == 4
+    assert torch.equal(mixed(images, 0.0), images)
+
+
+def test_a_teacher_is_asked_about_mixed_images():
+    seen = []
+
+    class Asked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = teacher()
+
+        def forward(self, x):
+            seen.append(x)
+            return self.inner(x)
+
+    loader = [batch for batch, _ in zip(data(), range(1), strict=False)]
+    history = finetune(
+        converted(), loader, teacher=Asked().eval(), settings=Settings(epochs=1, losses=Losses(mix=0.5)), val=data()
+    )
+
+    assert not torch.equal(seen[0], loader[0][0])
+    assert history.epochs[0].top1 is None
+    assert set(history.epochs[0].val) == {"top1"}
+
+
+@pytest.mark.parametrize("options", [{"labels": 0.5}, {"labels": 1.0, "logits": 0.0, "blocks": 1.0}])
+def test_mixed_images_have_no_labels(options):
+    with pytest.raises(TrainingError, match="mixed ones have no label; give a teacher and leave"):
+        finetune(converted(), data(), teacher=teacher(), settings=Settings(losses=Losses(mix=0.3, **options)))
+
+
+def test_a_network_does_not_teach_itself():
+    net = converted()
+    with pytest.raises(TrainingError, match="it is the network itself; give the original"):
+        finetune(net, data(), teacher=net)
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"epochs": 0}, {"lr": -1.0}, {"optimiser": "adma"}, {"ema": 1.0}, {"clip": -1.0}, {"epochs": 1.5},
+        {"epochs": 0}, {"lr": -1.0}, {"lr": 1.5}, {"optimiser": "adma"}, {"ema": 1.0}, {"clip": -1.0}, {"epochs": 1.5},
         {"lr": "0.1"}, {"clip": None}, {"warmup": "0.1"}, {"momentum": None},
     ],
 )  # fmt: skip

@@ -105,8 +105,8 @@ def test_other_settings_do_not_continue_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"teacher": None}, "started with labels 0.0, now it is 1.0"),
-        ({"train": data(16)}, "batches of a pass 3, now it is 6"),
+        ({"teacher": None}, "started with teacher 'given', now it is 'none'"),
+        ({"train": data(16)}, "batches of a pass 3, now it is 6; give the same images and batch size"),
         ({"stages": ("binary:epochs=3",)}, r"give the same \(passes can change where no stage names them\)"),
     ],
 )
@@ -116,6 +116,18 @@ def test_another_teacher_data_of_another_size_or_other_stages_do_not_continue_a_
 
     with pytest.raises(TrainingError, match=why):
         finetune(converted(), **{**given, **options}, epochs=2, resume=True)
+
+
+def test_a_run_that_is_past_its_end_does_not_go_on(tmp_path):
+    given = {"teacher": teacher(), "checkpoint": tmp_path}
+    history = finetune(converted(), data(), **given, epochs=3, progress=stop_at(2, 1))
+    assert history.stopped is not None
+
+    with pytest.raises(TrainingError, match="it is in pass 2, and 1 are asked for; ask for more epochs"):
+        finetune(converted(), data(), **given, epochs=1, resume=True)
+    assert len(finetune(converted(), data(), **given, epochs=2, resume=True).epochs) == 2
+    with pytest.raises(TrainingError, match="it is in pass 2, and 1 are asked for"):
+        finetune(converted(), data(), **given, epochs=1, resume=True)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -135,7 +147,7 @@ def test_a_pass_is_not_lost_where_validation_fails(tmp_path, ema):
         progress=steps.append,
     )  # fmt: skip
 
-    assert {step.epoch for step in steps} == {2}
+    assert {step.epoch for step in steps if not step.val} == {2}
     assert same(straight, resumed)
     assert [(epoch.loss, epoch.val) for epoch in whole.epochs] == [(epoch.loss, epoch.val) for epoch in again.epochs]
 
@@ -202,6 +214,14 @@ def test_the_log_has_a_row_per_epoch(tmp_path):
     header, *rows = (tmp_path / "log.csv").read_text().splitlines()
     assert {"epoch", "loss", "loss_logits", "top1", "val_top1", "images_per_second"} <= set(header.split(","))
     assert len(rows) == 2
+
+
+def test_progress_tells_what_was_validated():
+    steps = []
+    finetune(converted(), data(), teacher=teacher(), val=data(), epochs=2, progress=steps.append)
+
+    assert [(step.epoch, step.done) for step in steps if step.val] == [(1, 3), (2, 3)]
+    assert [step.done for step in steps] == [1, 2, 3, 3] * 2
 
 
 def test_progress_tells_how_far_and_how_long():
