@@ -124,7 +124,7 @@ def test_a_stopped_command_goes_on_where_it_was(desk, trainable, tmp_path):
         (("--lr", "1e6"), "cannot fine-tune with lr 1000000.0: it must be a share"),
         (("--temperature", "4"), "cannot fine-tune with temperature 4.0: the loss of logits has no weight"),
         (("--scheme", "xnor-net"), "are for a MODEL"),
-        (("--lr", "much"), "'much' is not a valid float range; `binarize finetune -h` lists what it takes"),
+        (("--lr", "much"), "'much' is not a valid float range; `"),
         (("--teacher", "nowhere.pt"), "no such file"),
     ],
 )
