@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any, final
 
 import torch
@@ -196,7 +197,7 @@ class Summary:
         """Return what fine-tuning did, and the figures measured so far."""
         lines = []
         if epochs := self.details.get("training", {}).get("epochs"):
-            last = [epoch for epoch in epochs if epoch["stage"] == epochs[-1]["stage"]]
+            last = [*takewhile(lambda epoch: epoch["stage"] == epochs[-1]["stage"], reversed(epochs))][::-1]
             passes = f"{len(epochs)} epoch{'s' if len(epochs) > 1 else ''}"
             where = f" in stage {last[0]['stage']}" if len(last) < len(epochs) else ""
             lines.append(f"fine-tuned for {passes}, loss{where} {last[0]['loss']:.4f} to {last[-1]['loss']:.4f}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 __all__ = ["Prepared", "compare_prepared"]
 
 IMAGES = 32  # enough: means over pixels of so many images lie within a tenth of a deviation
+FEWEST = 8  # of one or two, which may be dark, too many would be suspected
 FACTOR = 2.5  # of variances; other photographs than those of training stay well below, forgotten deviations far above
 SHIFT = 1.0
 
@@ -45,14 +46,15 @@ class Prepared:
 
 @torch.no_grad()
 def compare_prepared(model: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> Prepared | None:
-    """Run ``model`` up to its first normalisation layer, on about 32 images.
+    """Run ``model`` up to its first normalisation layer, on 32 images.
 
     Args:
         model: in evaluation mode.
-        inputs: arguments of its forward; the first holds the images, ``(n, c, h, w)`` or a list.
+        inputs: arguments of its forward: the images alone, ``(n, c, h, w)`` or a list.
 
     Returns:
-        The comparison, or None where no such layer runs, or none that was trained, or it sees what is not finite.
+        The comparison, or None where no such layer runs, or none that was trained, or it sees what is not finite, or
+        there are fewer than 8 images.
     """
     layers = {module: name for name, module in model.named_modules() if _learnt(module)}
     seen: list[tuple[nn.Module, Tensor]] = []
@@ -64,16 +66,17 @@ def compare_prepared(model: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> Pre
     handles = [module.register_forward_pre_hook(note) for module in layers]
     images = 0
     try:
-        for arguments in inputs:
-            images += len(arguments[0])
+        for (batch,) in inputs:
+            some = batch[: IMAGES - images]
+            images += len(some)
             with contextlib.suppress(_ReachedError):
-                model(*arguments)
+                model(some)
             if images >= IMAGES or not seen:
                 break
     finally:
         for handle in handles:
             handle.remove()
-    if not seen:
+    if not seen or images < FEWEST:
         return None
     first = seen[0][0]
     return _compared(first, layers[first], [values for module, values in seen if module is first])

@@ -41,14 +41,24 @@ class _Main(click.Group):
             ctx.fail(f"no such command {args[0]!r}{nearest(args[0], self.commands)}; the commands are {known}.")
         return super().resolve_command(ctx, args)
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            self._end(_wrong_use(error, info_name or "binarize"), BAD_INPUT)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with warnings.catch_warnings():
                 _hush()
                 return super().invoke(ctx)
         except click.UsageError as error:
-            command, said = (error.ctx or ctx).command_path, error.format_message().rstrip(".")
-            self._end(f"cannot run {command}: {said}; `{command} -h` lists what it takes", BAD_INPUT)
+            path = f"{ctx.command_path} {ctx.invoked_subcommand}" if error.ctx is None else error.ctx.command_path
+            self._end(_wrong_use(error, path), BAD_INPUT)
         except BinarizeError as error:
             self._end(one_line(error), BAD_INPUT)
         except KeyboardInterrupt:
@@ -58,6 +68,10 @@ class _Main(click.Group):
     def _end(message: str, code: int) -> NoReturn:
         fail(message)
         raise click.exceptions.Exit(code)
+
+
+def _wrong_use(error: click.UsageError, command: str) -> str:
+    return f"cannot run {command}: {error.format_message().rstrip('.')}; `{command} -h` lists what it takes"
 
 
 def _hush() -> None:

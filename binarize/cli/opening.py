@@ -79,24 +79,15 @@ def open_subject(spec: str, arch: str | None = None, trust: Sequence[str] = (), 
 
 
 def open_teacher(spec: str, arch: str | None = None, trust: Sequence[str] = ()) -> Subject:
-    """Open the original that a network is compared with; what is said names its own option."""
-    from binarize.artifact import is_artifact
+    """Open the original that a network is compared with; an error names the option that it has for itself."""
     from binarize.errors import SourceError
-    from binarize.sources import open_model
 
-    if is_artifact(spec) or spec.endswith(".onnx"):
-        return open_subject(spec, arch, trust)
     try:
-        opened = open_model(spec, arch=arch, trust_packages=trust)
+        return open_subject(spec, arch, trust)
     except SourceError as error:
-        raise SourceError(_for_teacher(str(error))) from error
-    for sentence in opened.notes:
-        note(_for_teacher(sentence))
-    return Subject(opened.model, False, opened.name, opened.input_shape)
-
-
-def _for_teacher(said: str) -> str:
-    return said.replace("--arch", "--teacher-arch")
+        if "--arch" in str(error):
+            error.args = (f"{error}; for a teacher the option is --teacher-arch",)
+        raise
 
 
 def _open_onnx(path: Path) -> Subject:

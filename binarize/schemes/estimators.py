@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from binarize.schemes.base import below, per_output
+from binarize.schemes.base import below, per_output, rows
 
 __all__ = ["SLOPES", "STES", "CodedActivation", "CodedWeight", "Ste", "ThresholdActivation"]
 
@@ -160,7 +160,8 @@ class ThresholdActivation(Function):
         """Return the gradients of x, low, step and threshold."""
         x, step, threshold = ctx.saved_tensors
         grad, total = grads[0], grads[0].sum()
-        to_x, to_step, to_threshold = torch.zeros_like(x), total.repeat(len(step)), torch.zeros_like(threshold)
+        to_x, to_threshold = torch.zeros_like(x), torch.zeros_like(threshold)
+        to_step = total.to(step.dtype).repeat(len(step))
         half, turn = step.abs().clamp_min(TINY) / 2, step.sign()
         for part in portions(x):
             for j, at in enumerate(threshold):
@@ -193,7 +194,7 @@ def _dot(one: Tensor, other: Tensor) -> Tensor:
 
 def _row_dots(one: Tensor, other: Tensor) -> Tensor:
     """Return ``(o,)``: the dot products of the rows of two tensors ``(o, ...)``."""
-    return (one * other).flatten(1).sum(1)
+    return rows(one * other).sum(1)
 
 
 def code_of(x: Tensor, low: Tensor, step: Tensor, top: int) -> Tensor:

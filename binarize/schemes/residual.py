@@ -13,7 +13,7 @@ from binarize.schemes.estimators import CodedWeight
 __all__ = ["ResidualWeight", "least_squares_units"]
 
 ROUNDS = 8  # of signs and scales in turn
-COMPARED = 5  # planes up to which comparing is quicker than searching
+COMPARED, COMPARED_NARROW = 5, 3  # planes up to which comparing is quicker than searching; for few weights an output
 SAMPLE = 1024  # weights of an output that the rounds see
 
 
@@ -74,11 +74,12 @@ class ResidualWeight(WeightBasis):
         """Return the signs ``(branches, *weight.shape)`` whose sum with the given scales is nearest to each weight."""
         flat = rows(weight)
         sums = _sums_of_last_plane(unit)
-        levels, size = sums.abs(), flat.abs().contiguous()
-        if flat.shape[1] < levels.shape[1]:
-            nearest = (size.unsqueeze(2) - levels.unsqueeze(1)).abs().argmin(2)
-        elif self.branches <= COMPARED:
+        is_narrow = flat.shape[1] < sums.shape[1]
+        if self.branches <= (COMPARED_NARROW if is_narrow else COMPARED):
             return _signs_by_comparison(flat, sums, self.branches).reshape(-1, *weight.shape)
+        levels, size = sums.abs(), flat.abs().contiguous()
+        if is_narrow:
+            nearest = (size.unsqueeze(2) - levels.unsqueeze(1)).abs().argmin(2)
         else:
             ascending, order = levels.sort(1)
             middle = (ascending[:, 1:] + ascending[:, :-1]) / 2
@@ -121,7 +122,8 @@ def _sums_of_last_plane(unit: Tensor) -> Tensor:
     """
     choices = torch.arange(2 ** (len(unit) - 1), device=unit.device)
     negated = choices.unsqueeze(0) >> torch.arange(len(unit), device=unit.device).unsqueeze(1) & 1
-    return unit.T @ (1 - 2 * negated).to(unit.dtype)
+    signs = (1 - 2 * negated).to(unit.dtype)
+    return (unit.unsqueeze(2) * signs.unsqueeze(1)).sum(0)  # no matmul: autocast would round it, in forward alone
 
 
 def greedy_units(flat: Tensor, branches: int) -> Tensor:

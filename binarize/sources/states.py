@@ -107,14 +107,15 @@ def load_fitting(build: Callable[..., nn.Module], state: State, name: str, arch:
     model = build()
     state, gap = _renamed(model, state)
     options: dict[str, Any] = {}
+    before = _rows(model)
     for _ in range(ROUNDS):
-        more = _suggestion(gap, state, model, options)
+        more = _suggestion(gap, state, before, _rows(model), options)
         if not more:
             break
         options.update(more)
         try:
             model = build(**options)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):
             break
         gap = gap_between(model, state)
     if gap:
@@ -156,25 +157,29 @@ def _spellings(state: State) -> Iterator[State]:
         yield {OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
 
 
-def _suggestion(gap: Gap, state: State, model: nn.Module, tried: Mapping[str, Any]) -> dict[str, Any]:
+def _rows(model: nn.Module) -> dict[str, int]:
+    return {key: len(value) for key, value in model.state_dict().items() if isinstance(value, Tensor) and value.ndim}
+
+
+def _suggestion(
+    gap: Gap, state: State, before: Mapping[str, int], now: Mapping[str, int], tried: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return options to try, for rows of the weights of the model before any and of the one with those ``tried``."""
     found: dict[str, Any] = {}
     if any(key.lower().startswith("aux") for key in gap.missing):
         found["aux_logits"] = False
     if any(key.startswith("aux_classifier.") for key in gap.unexpected):
         found["aux_loss"] = True
-    expected = model.state_dict()
-    weights = [key for key in gap.shapes if state[key].ndim > 0 and expected[key].ndim > 0]
+    weights = [key for key in gap.shapes if state[key].ndim > 0 and key in now]
     if weights and not found:
-        found["num_classes"] = _classes(state[weights[-1]], expected[weights[-1]], tried.get("num_classes"))
+        key, classes = weights[-1], len(state[weights[-1]])
+        if "num_classes" in tried:
+            # A detector has rows for every class and anchor, or side of a box; rows that stayed are of no class.
+            stayed = now[key] == before.get(key)
+            classes = 0 if stayed else classes * tried["num_classes"] // max(now[key], 1)
+        if classes > 0:
+            found["num_classes"] = classes
     return {key: value for key, value in found.items() if tried.get(key) != value}
-
-
-def _classes(weight: Tensor, built: Tensor, tried: int | None) -> int:
-    """Return how many classes a weight has rows for: one each, or as many as one ``built`` for ``tried`` classes has.
-
-    Detectors have a row for every class and anchor, or for every class and side of its box.
-    """
-    return len(weight) if tried is None else len(weight) * tried // max(len(built), 1)
 
 
 def _explain(model: nn.Module, state: State) -> str:

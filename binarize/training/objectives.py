@@ -38,7 +38,13 @@ class Cost:
 
 
 class Objective(abc.ABC):
-    """Costs a batch."""
+    """Costs a batch.
+
+    Attributes:
+        teacher: whose outputs are learnt, or None.
+    """
+
+    teacher: nn.Module | None = None
 
     @abc.abstractmethod
     def __call__(self, model: nn.Module, batch: Any) -> Cost:
@@ -131,7 +137,7 @@ class ClassifierObjective(Objective):
 
 
 def mixed(images: Tensor, most: float) -> Tensor:
-    """Return each image ``(n, ...)`` with up to ``most`` of it taken from the one as far from the batch's other end."""
+    """Return each image ``(n, ...)`` with up to ``most`` of another mixed in, the one as far from the other end."""
     share = (most * torch.rand(len(images))).to(images).reshape(-1, *[1] * (images.dim() - 1))
     return images.lerp(images.flip(0), share)
 

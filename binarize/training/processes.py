@@ -106,7 +106,7 @@ class Together(Processes):
             remedy = "run pip install 'binarize[distributed]'"
             raise TrainingError(f"cannot train in several processes: accelerate is not installed; {remedy}") from None
         routed = any(isinstance(module, Router) for module in net.modules())
-        if routed and (name := _first_synchronised(net)):
+        if name := _first_synchronised(net):
             what = f"{name} waits for all processes, which run different branches for their images"
             raise TrainingError(f"cannot train in several processes: {what}; make it a BatchNorm before converting")
         # a graph calls all that it holds, but branches that no image chose; Python code may not: these are watched
@@ -158,9 +158,9 @@ class Together(Processes):
 
 
 def _first_synchronised(net: nn.Module) -> str | None:
-    """Return the path of a SyncBatchNorm inside a branch, or None."""
+    """Return the path of a SyncBatchNorm inside a branch that a router chooses, or None."""
     for path, group in branch_groups(net):
-        for name, module in group.named_modules():
+        for name, module in group.named_modules() if group.router is not None else ():
             if isinstance(module, nn.SyncBatchNorm):
                 return f"{path}.{name}"
     return None

@@ -276,7 +276,7 @@ class Run:
         left = None
         if self.batches.count:
             batches = (whole - number) * self.batches.count - self.place.batch
-            left = batches * self.meter.seconds / max(self.place.batch, 1)
+            left = batches * self.meter.seconds / self.place.batch
         step = self.meter.step(self.texts[self.place.stage], number + 1, whole, self.place.batch, self.batches.count)
         self.progress(dataclasses.replace(step, seconds_left=left, val=val or {}))
 
@@ -303,13 +303,13 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """Return what a run that goes on has to have in common with the one that was begun."""
-        teacher = "none" if getattr(self.objective, "teacher", None) is None else "given"
+        teacher = "none" if self.objective.teacher is None else "given"
         others = {"teacher": teacher, "stages": list(self.texts), "batches of a pass": self.batches.count}
         return {**others, **_plain(self.settings)}
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """Refuse to resume a run under settings that would not continue it."""
-        then = state["settings"]
+        then = {**_plain(Settings()), **state["settings"]}  # what was not there yet had no effect
         for key, value in self._identity().items():
             if key in then and key not in FREE and then[key] != value:
                 what = f"it was started with {key} {then[key]!r}, now it is {value!r}"
@@ -318,10 +318,11 @@ class Run:
 
     def _require_passes_left(self) -> None:
         """Refuse to resume a run that is past its end already: shortened, its schedule would not have come to 0."""
-        begun = len(self.history) + (self.place.batch > 0)
-        asked = sum(map(self._epochs, self.stages[: self.place.stage + 1]))
+        if self.place.stage == len(self.stages):
+            return
+        begun, asked = self.place.epoch + (self.place.batch > 0), self._epochs(self.stages[self.place.stage])
         if begun > asked:
-            what = f"it is in pass {begun}, and {asked} are asked for"
+            what = f"it is in pass {begun} of stage {self.texts[self.place.stage]}, and {asked} are asked for"
             raise TrainingError(f"cannot resume the run: {what}; ask for more epochs, or start in another folder")
 
     def _load(self, state: Mapping[str, Any]) -> None:

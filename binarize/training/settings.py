@@ -57,7 +57,8 @@ class Losses:
         """Return the same with both defaults decided.
 
         Raises:
-            TrainingError: a term needs a teacher and there is none, or nothing at all is minimised.
+            TrainingError: a term or `mix` needs a teacher and there is none, images are mixed whose labels count, an
+                option is for a term of weight 0, or nothing at all is minimised.
         """
         labels = (0.0 if has_teacher else 1.0) if self.labels is None else self.labels
         logits = (1.0 if has_teacher else 0.0) if self.logits is None else self.logits

@@ -63,6 +63,16 @@ def test_it_looks_at_batches_until_there_are_enough(trained):
     assert len(taken) == 4
 
 
+@pytest.mark.parametrize(("count", "run"), [(100, 32), (7, 7)])
+def test_it_runs_no_more_images_than_it_needs_and_judges_no_few(trained, count, run):
+    seen = []
+    trained.register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
+    found = compare_prepared(trained, [(images(count),)])
+
+    assert seen == [run]
+    assert (found is None) == (count < 8)
+
+
 @pytest.mark.parametrize(
     "net",
     [

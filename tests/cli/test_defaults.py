@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import click
+import pytest
 import torch
 from cli_desk import run
 
@@ -103,3 +104,20 @@ def test_the_package_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "binarize", "--version"], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip().endswith(__version__)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--bogus"], "cannot run python -m binarize: No such option '--bogus'"),
+        (["convert", "x", "--scheme"], "cannot run python -m binarize convert: Option '--scheme' requires an argument"),
+        (["schemes", "--bogus"], "cannot run python -m binarize schemes: No such option '--bogus'"),
+    ],
+)
+def test_wrong_options_end_in_one_line(words, said):
+    done = subprocess.run([sys.executable, "-m", "binarize", *words], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"binarize: {said}")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("-h` lists what it takes\n")

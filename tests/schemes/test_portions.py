@@ -65,6 +65,31 @@ def test_an_activation(basis, shape, seed, portion, last):
     check(portion, lambda x, *levels: basis(x, Levels(*levels)), x, *levels)
 
 
+@pytest.mark.parametrize("basis", [*WEIGHTS, ResidualWeight(6)], ids=repr)
+def test_backward_sees_the_planes_of_forward_also_under_autocast(basis):
+    """Autocast is on in forward alone; what it rounds there would be other planes in backward."""
+    weight = torch.randn(16, 300, generator=torch.Generator().manual_seed(0))
+    unit = basis.fit(weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = basis.odd(weight, unit)
+
+    assert torch.equal(rounded, basis.odd(weight, unit))
+
+
+def test_levels_gather_gradients_in_their_own_type():
+    """Sums of 2**15 gradients of 1 pass what bfloat16 can count, 2**8, long before the last portion."""
+    x = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    levels = [torch.tensor(0.0), torch.tensor([0.5, 0.7]), torch.tensor([[0.2], [1.5]])]
+    levels = [level.requires_grad_() for level in levels]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimators, "PORTION", 1 << 10)
+        PiecewiseActivation(2)(x, Levels(*levels)).sum().backward()
+    reached = [float((x.detach() >= at).sum()) for at in levels[2].detach()]
+
+    # the gradient of x itself is bfloat16: its sum is rounded once, to 2**-9 of 2**15
+    assert levels[1].grad.tolist() == pytest.approx(reached, abs=2.0**6)
+
+
 def test_portions_cover_the_first_axis_once():
     x = torch.empty(10, 7)
     with pytest.MonkeyPatch.context() as patch:

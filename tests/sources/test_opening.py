@@ -8,7 +8,7 @@ import torchvision
 from source_files import ARCH, WRITERS, refused
 from torch import nn
 
-from binarize.errors import ModelError
+from binarize.errors import ModelError, SourceError
 from binarize.sources import open_model, require_finite
 from binarize.sources.builders import find_builder
 
@@ -72,6 +72,18 @@ def test_the_classes_of_a_detector_follow_the_weights(name, tmp_path):
 
     assert opened.notes == ("built with num_classes=4, as the weights ask",)
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in opened.model.state_dict().items())
+
+
+@pytest.mark.parametrize("rows", [8, 2048])
+def test_weights_that_are_of_no_class_say_nothing_of_classes(rows, tmp_path):
+    state = torchvision.models.mnasnet0_5(weights=None).state_dict()
+    for key in ("classifier.1.weight", "classifier.1.bias"):
+        del state[key]
+    state["layers.15.bias"] = torch.zeros(rows)
+    torch.save(state, tmp_path / "headless.pt")
+
+    with pytest.raises(SourceError, match="2 keys missing: classifier"):
+        open_model(str(tmp_path / "headless.pt"), arch=ARCH)
 
 
 def test_auxiliary_heads_follow_the_weights(tmp_path):

@@ -123,11 +123,18 @@ def test_a_run_that_is_past_its_end_does_not_go_on(tmp_path):
     history = finetune(converted(), data(), **given, epochs=3, progress=stop_at(2, 1))
     assert history.stopped is not None
 
-    with pytest.raises(TrainingError, match="it is in pass 2, and 1 are asked for; ask for more epochs"):
+    with pytest.raises(TrainingError, match="it is in pass 2 of stage binary, and 1 are asked for; ask for more"):
         finetune(converted(), data(), **given, epochs=1, resume=True)
     assert len(finetune(converted(), data(), **given, epochs=2, resume=True).epochs) == 2
-    with pytest.raises(TrainingError, match="it is in pass 2, and 1 are asked for"):
-        finetune(converted(), data(), **given, epochs=1, resume=True)
+
+
+def test_passes_left_are_counted_in_the_stage_that_goes_on(tmp_path):
+    given = {"teacher": teacher(), "checkpoint": tmp_path, "stages": ("activations", "binary")}
+    finetune(converted("xnor-net"), data(), **given, epochs=3, progress=stop_at(5, 1))
+
+    with pytest.raises(TrainingError, match="it is in pass 2 of stage binary, and 1 are asked for"):
+        finetune(converted("xnor-net"), data(), **given, epochs=1, resume=True)
+    assert len(finetune(converted("xnor-net"), data(), **given, epochs=2, resume=True).epochs) == 5
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
