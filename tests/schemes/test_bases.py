@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from binarize.schemes import residual
 from binarize.schemes.base import ActivationBasis, WeightBasis, sign
 from binarize.schemes.encoding import EncodingActivation, EncodingWeight
 from binarize.schemes.piecewise import PiecewiseActivation, PiecewiseWeight
@@ -166,6 +167,20 @@ def test_signs_of_a_residual_weight_are_those_of_the_nearest_sum():
     # column by column, as calibration rounds, and the whole at once give the same signs
     columns = torch.cat([basis.odd(weight[:, i : i + 1], unit) for i in range(40)], 2)
     assert torch.equal(columns, basis.odd(weight, unit))
+
+
+@pytest.mark.parametrize("planes", range(2, 7))
+@pytest.mark.parametrize("width", [3, 100])
+def test_signs_of_a_residual_weight_are_the_same_by_all_three_ways(planes, width, monkeypatch):
+    weight, basis = draw((5, width), 14), ResidualWeight(planes)
+    unit = basis.fit(draw((5, 100), 15))
+    found = []
+    for compared in (0, 8):
+        monkeypatch.setattr(residual, "COMPARED", compared)
+        monkeypatch.setattr(residual, "COMPARED_NARROW", compared)
+        found.append(basis.odd(weight, unit))
+
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("planes", [2, 3, 4])
