@@ -29,7 +29,7 @@ class Losses:
         smoothing: share of a label that is spread over all classes.
         balance: of the term that keeps routers from using few branches.
         mix: largest share of another image of the batch that is mixed into each, 0.5 at most: a teacher knows what it
-            sees there, and long runs overfit less (Beyer et al., arXiv:2106.05237, section 3, "function matching").
+            sees there (Beyer et al., arXiv:2106.05237, section 3, "function matching").
     """
 
     labels: float | None = None
