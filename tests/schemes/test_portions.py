@@ -90,6 +90,22 @@ def test_levels_gather_gradients_in_their_own_type():
     assert levels[1].grad.tolist() == pytest.approx(reached, abs=2.0**6)
 
 
+@pytest.mark.parametrize("basis", [EncodingActivation(2), PiecewiseActivation(3)], ids=repr)
+@pytest.mark.parametrize("last", [False, True])
+def test_an_activation_of_the_usual_type(basis, last):
+    """In float32 sums of products are taken from memory as it lies, of a portion from where it begins."""
+    x = torch.randn(12, 5, 4, 3, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    activation = BinaryActivation(basis)
+    levels = [level for level in (activation.low, activation.step, activation.threshold) if level is not None]
+    few, whole = (run(portion, lambda x, *levels: basis(x, Levels(*levels)), x, *levels) for portion in (130, LARGER))
+
+    assert torch.equal(few[0], whole[0])
+    for grad, other in zip(few[1], whole[1], strict=True):
+        # 720 roundings of at most 2**-24 of sums of products of size 3, which random signs keep near 3 * 720 ** 0.5
+        torch.testing.assert_close(grad, other, rtol=0, atol=720 * 2.0**-24 * 3 * 720**0.5)
+
+
 def test_portions_cover_the_first_axis_once():
     x = torch.empty(10, 7)
     with pytest.MonkeyPatch.context() as patch:
