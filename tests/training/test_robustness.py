@@ -121,7 +121,7 @@ def test_another_teacher_data_of_another_size_or_other_stages_do_not_continue_a_
 def test_a_run_that_is_past_its_end_does_not_go_on(tmp_path):
     given = {"teacher": teacher(), "checkpoint": tmp_path}
     history = finetune(converted(), data(), **given, epochs=3, progress=stop_at(2, 1))
-    assert history.stopped is not None
+    assert (history.stopped, len(history.epochs)) == ("SIGTERM", 1)
 
     with pytest.raises(TrainingError, match="it is in pass 2 of stage binary, and 1 are asked for; ask for more"):
         finetune(converted(), data(), **given, epochs=1, resume=True)
