@@ -32,7 +32,10 @@ STOPPED = 130
               show_default=True, help="Shifts and flips; crops and flips of files; flips; enlarged parts and flips.",
               )  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Images per batch.")
-@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Threads that read image files.")
+@click.option(
+    "--workers", type=click.IntRange(0), default=0, show_default=True,
+    help="Threads that read image files; with any, the next batch is made while one is used.",
+)
 @click.option("--samples", type=click.IntRange(1), help="Train on so many images only.")
 @click.option("--teacher", metavar="MODEL", help="The original; for a MODEL it is that model.")
 @click.option("--teacher-arch", metavar="NAME", help="What builds the teacher of a state_dict; --arch by default.")

@@ -38,6 +38,7 @@ __all__ = ["Branches", "Gate", "Router", "branch_groups", "routed_groups", "shar
 LEAST_HIDDEN = 8  # features between a router's two layers
 NOISE = 0.1  # a tenth of how far apart a started router's logits are: images between two kinds try both
 SHRINK = 8
+START = -2.0  # theta: copies were fitted to the aggregate, and trained gates end between -1 and -4
 
 
 @final
@@ -45,12 +46,12 @@ class Gate(nn.Module):
     """Mixes what each branch gave in the group before with the aggregate, equation (1).
 
     Attributes:
-        theta: ``(1,)``, one gate for all branches, or ``(K,)``. 0 at first: half of each.
+        theta: ``(1,)``, one gate for all branches, or ``(K,)``. At first 0.12 of the branch's own, the rest aggregate.
     """
 
     def __init__(self, count: int = 1) -> None:
         super().__init__()
-        self.theta = nn.Parameter(torch.zeros(count))
+        self.theta = nn.Parameter(torch.full((count,), START))
 
     def forward(self, aggregate: Tensor, own: Sequence[Tensor]) -> list[Tensor]:
         """Map the aggregate and each branch's own ``(n, ...)`` to the input of each branch."""
