@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.calibrate import CalibrationSettings, calibrate
-from binarize.calibration.prepared import compare_prepared
+from binarize.calibration.prepared import ImageStatistics, compare_prepared
 from binarize.cost import example_arguments
 from binarize.data import calibration_batches, random_images
 from binarize.errors import ModelError, NothingConvertedError, RecipeError, nearest
@@ -96,7 +96,7 @@ def convert(
     open_attention(teacher)
     inputs = _calibration_inputs(recipe, example_inputs, data)
     levels = _levels(teacher, inputs[0])
-    prepared = None if data is None else compare_prepared(teacher, inputs)
+    seen = {} if data is None else _seen(teacher, inputs)
     captured = capture(copy.deepcopy(teacher))
     planned = _plan(captured, recipe, default, levels)
     if not planned.schemes:
@@ -111,11 +111,16 @@ def convert(
     except (RuntimeError, TypeError, ValueError) as cause:
         _blame_inputs(teacher, inputs, cause)
         raise
-    seen = {} if prepared is None else {"prepared": dataclasses.asdict(prepared)}
     record = _record(captured, planned, recipe, inputs, dict(source or {}), {**found.to_dict(), **seen})
     attach_record(net, record)
     allow(net, recipe.exactness)
     return net.eval()
+
+
+def _seen(teacher: nn.Module, inputs: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+    """Return what the record keeps of how the images of calibration are prepared."""
+    found = {"prepared": compare_prepared(teacher, inputs), "images": ImageStatistics.of(inputs)}
+    return {name: dataclasses.asdict(value) for name, value in found.items() if value is not None}
 
 
 def _require_unconverted(model: nn.Module) -> None:

@@ -159,11 +159,12 @@ class Summary:
 
     def warning(self) -> str | None:
         """Return what speaks against the way in which the images of calibration were prepared, or None."""
-        prepared = self.details.get("calibration", {}).get("prepared")
-        reason = None if prepared is None else Prepared(**prepared).why_not()
+        prepared = Prepared.read(self.details.get("calibration", {}).get("prepared"))
+        reason = None if prepared is None else prepared.why_not()
         if reason is None:
             return None
-        return f"the images look unlike those of training: {reason}; check mean, std and the order of channels"
+        remedy = "check mean and std (bytes are divided by 255 before) and the order of channels"
+        return f"the images look unlike those of training: {reason}; {remedy}"
 
     def closing(self) -> list[str]:
         """Return the sentences under the table: sums, and what was left out."""

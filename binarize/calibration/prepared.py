@@ -1,18 +1,20 @@
-"""Are the images prepared as those were that the model was trained on? Its first normalisation layer remembers them.
+"""Are images prepared as those were that a model was trained on, or a network calibrated on?
 
-Wrong means and deviations are the commonest mistake of all, and nothing else shows them before accuracy is measured.
+Wrong means and deviations are the commonest mistake of all, and nothing else shows them before accuracy is measured. A
+model's first normalisation layer remembers what it was trained on; a packed network has none left, so its record keeps
+what the images of calibration were like.
 """
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Prepared", "compare_prepared"]
+__all__ = ["ImageStatistics", "Prepared", "compare_prepared"]
 
 IMAGES = 32  # enough: means over pixels of so many images lie within a tenth of a deviation
 FEWEST = 8  # of one or two, which may be dark, too many would be suspected
@@ -42,6 +44,62 @@ class Prepared:
         if self.shift > SHIFT:
             return f"{self.layer} sees means that lie {self.shift:.1f} deviations from those that it learnt"
         return None
+
+    @classmethod
+    def read(cls, values: object) -> "Prepared | None":
+        """Build from what a record holds; None where that is something else."""
+        held = _fields(cls, values)
+        if held is None or not _are_numbers(held["variance"], held["shift"]):
+            return None
+        return cls(**held) if held["variance"] > 0 else None
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class ImageStatistics:
+    """Mean and standard deviation of the values of images, per channel."""
+
+    means: tuple[float, ...]
+    deviations: tuple[float, ...]
+
+    @classmethod
+    def of(cls, inputs: Iterable[tuple[Any, ...]]) -> "ImageStatistics | None":
+        """Measure 32 images, given as to `compare_prepared`; None for fewer than 8, or for what is no image."""
+        pixels: list[Tensor] = []
+        for batch, *_ in inputs:
+            pixels += [image.flatten(1).double() for image in batch[: IMAGES - len(pixels)] if _is_image(image)]
+            if len(pixels) >= IMAGES or not pixels:
+                break
+        if len(pixels) < FEWEST or len({len(image) for image in pixels}) > 1:
+            return None
+        values = torch.cat(pixels, 1)
+        deviations = values.std(1, correction=0)
+        if not bool(values.isfinite().all()) or not bool((deviations > 0).all()):
+            return None
+        return cls(tuple(values.mean(1).tolist()), tuple(deviations.tolist()))
+
+    @classmethod
+    def read(cls, values: object) -> "ImageStatistics | None":
+        """Build from what a record holds; None where that is something else."""
+        held = _fields(cls, values)
+        if held is None or not all(isinstance(row, list | tuple) for row in held.values()):
+            return None
+        found = cls(tuple(held["means"]), tuple(held["deviations"]))
+        if not _are_numbers(*found.means, *found.deviations) or len(found.means) != len(found.deviations):
+            return None
+        return found if min(found.deviations, default=0) > 0 else None
+
+    def why_not(self, seen: "ImageStatistics") -> str | None:
+        """Return what speaks against ``seen`` having been prepared in the same way, or None."""
+        if len(seen.means) != len(self.means):
+            return None  # the network refuses them itself
+        pairs = zip(self.deviations, seen.deviations, strict=True)
+        variance = math.exp(sum(2 * math.log(theirs / ours) for ours, theirs in pairs) / len(self.means))
+        if abs(math.log(variance)) > math.log(FACTOR):
+            return f"they have {variance:.2g} times the variance"
+        rows = zip(self.means, seen.means, self.deviations, strict=True)
+        shift = sum(abs(theirs - ours) / deviation for ours, theirs, deviation in rows) / len(self.means)
+        return f"their means lie {shift:.1f} deviations from those" if shift > SHIFT else None
 
 
 @torch.no_grad()
@@ -80,6 +138,20 @@ def compare_prepared(model: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> Pre
         return None
     first = seen[0][0]
     return _compared(first, layers[first], [values for module, values in seen if module is first])
+
+
+def _fields(kind: Any, values: object) -> Mapping[str, Any] | None:
+    """Return ``values`` if they are those of a dataclass, by name."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return values if isinstance(values, Mapping) and set(values) == names else None
+
+
+def _are_numbers(*values: object) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+
+def _is_image(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
 
 
 class _ReachedError(Exception):

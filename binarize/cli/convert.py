@@ -28,7 +28,8 @@ BATCHES = {"classification": 32, "segmentation": 2, "detection": 2}
 
 @click.command()
 @click.argument("model", metavar="MODEL")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="File to write.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT",
+              help="File to write; MODEL.binarized.safetensors beside a file by default.")  # fmt: skip
 @click.option("--scheme", metavar="S", help="Such as encoding:w=4,a=4 (the default) or xnor-net.")
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE.toml", help="Scheme per layer, and more.")
 @click.option("--ends", metavar="S", help="Scheme of the first and last layers: fp (the default), encoding:w=8,a=8.")

@@ -10,6 +10,7 @@ from binarize.cli.convert import Wish, check_outputs, converted, finish
 from binarize.cli.opening import open_net, open_original, open_teacher
 from binarize.cli.options import SHAPE, data_options, json_option, model_options, seed_option
 from binarize.cli.output import fail, note, progress_bar
+from binarize.cli.preparation import note_preparation
 from binarize.cli.training import settings_of, training_bar, training_options
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ STOPPED = 130
 @click.option(
     "--workers", type=click.IntRange(0), default=0, show_default=True,
     help="Threads that read image files; with any, the next batch is made while one is used.",
-)
+)  # fmt: skip
 @click.option("--samples", type=click.IntRange(1), help="Train on so many images only.")
 @click.option("--teacher", metavar="MODEL", help="The original; for a MODEL it is that model.")
 @click.option("--teacher-arch", metavar="NAME", help="What builds the teacher of a state_dict; --arch by default.")
@@ -137,6 +138,8 @@ class Course:
         shape = record_of(net).input_shape
         train = self._images(self.data, shape, self.augment, self.samples, shuffle=True)
         val = None if self.val is None else self._images(self.val, shape, "none", None, shuffle=False)
+        if not self.resume:
+            note_preparation(net if teacher is None else teacher, train)
         with training_bar() as bar:
             history = run(
                 net.to(place), train, teacher=teacher, val=val, settings=self.settings, stages=self.stage or None,

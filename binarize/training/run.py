@@ -305,7 +305,7 @@ class Run:
         """Return what a run that goes on has to have in common with the one that was begun."""
         teacher = "none" if self.objective.teacher is None else "given"
         others = {"teacher": teacher, "stages": list(self.texts), "batches of a pass": self.batches.count}
-        return {**others, **_plain(self.settings)}
+        return {**self.bases.specs(), **others, **_plain(self.settings)}
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """Refuse to resume a run under settings that would not continue it."""

@@ -25,7 +25,8 @@ class Losses:
         blocks_as: ``attention`` compares where the energy is (Zagoruyko and Komodakis, arXiv:1612.03928, equation 2),
             ``features`` every value, over the teacher's variance.
         at: names of the graph's nodes to compare; empty for the exit of every group.
-        temperature: divides both outputs before the softmax of ``logits``.
+        temperature: divides both outputs before the softmax of ``logits``: above 1 what the teacher holds of classes
+            that it does not choose counts too, on images that it learnt by heart above all.
         smoothing: share of a label that is spread over all classes.
         balance: of the term that keeps routers from using few branches.
         mix: largest share of another image of the batch that is mixed into each, 0.5 at most: a teacher knows what it
@@ -37,7 +38,7 @@ class Losses:
     blocks: float = 0.0
     blocks_as: Literal["attention", "features"] = "attention"
     at: tuple[str, ...] = ()
-    temperature: float = 1.0
+    temperature: float = 4.0
     smoothing: float = 0.0
     balance: float = 0.01
     mix: float = 0.0

@@ -96,9 +96,14 @@ class Bases:
     """The bases that the schemes say, remembered while stages put others in their place."""
 
     def __init__(self, net: nn.Module) -> None:
-        self.layers = {module: module.scheme for module in net.modules() if isinstance(module, BinaryLayer)}
+        self.names = {module: name for name, module in net.named_modules() if isinstance(module, BinaryLayer)}
+        self.layers = {module: module.scheme for module in self.names}
         self.activations = {module: module.basis for module in net.modules() if isinstance(module, BinaryActivation)}
         self.routed = routed_groups(net)
+
+    def specs(self) -> dict[str, str]:
+        """Return the scheme of each layer as text: networks of other schemes may have values of the same shapes."""
+        return {f"the scheme of {name}": self.layers[layer].spec for layer, name in self.names.items()}
 
     def restore(self) -> None:
         """Put the schemes' own bases back; values stay."""

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import binarize
-from binarize.calibration.prepared import Prepared, compare_prepared
+from binarize.calibration.prepared import ImageStatistics, Prepared, compare_prepared
+from binarize.record import record_of
 
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]).reshape(3, 1, 1), torch.tensor([0.1, 0.2, 0.3]).reshape(3, 1, 1)
 
@@ -108,3 +109,53 @@ def test_a_summary_warns_and_hooks_are_gone(trained):
 
 def lines(net):
     return binarize.summary(net).closing()
+
+
+def test_images_of_calibration_are_kept_and_compared(trained):
+    net = binarize.convert(trained, scheme="encoding:w=4,a=4", data=[(images() - MEAN) / STD])
+    kept = ImageStatistics.read(record_of(net).calibration["images"])
+
+    # 32 images of 64 pixels of the same distribution
+    assert kept.means == pytest.approx([0, 0, 0], abs=0.1)
+    assert kept.deviations == pytest.approx([1, 1, 1], abs=0.1)
+    assert kept.why_not(ImageStatistics.of([((images() - MEAN) / STD,)])) is None
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        (ImageStatistics((0.0, 0.0), (0.6, 0.6)), "they have 0.36 times the variance"),
+        (ImageStatistics((0.0, 0.0), (1.6, 1.6)), "they have 2.6 times the variance"),
+        (ImageStatistics((0.9, -0.9), (0.7, 1.5)), None),
+        (ImageStatistics((1.0, -1.2), (1.0, 1.0)), "their means lie 1.1 deviations from those"),
+        (ImageStatistics((9.0,), (9.0,)), None),
+    ],
+    ids=["narrow", "wide", "alike", "shifted", "other channels"],
+)
+def test_limits_of_images_are_those_of_the_reason(seen, reason):
+    assert ImageStatistics((0.0, 0.0), (1.0, 1.0)).why_not(seen) == reason
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [images(7), torch.zeros(9, 3, 8, 8), torch.full((9, 3, 8, 8), torch.nan), torch.ones(9, 4),
+     torch.ones(9, 3, 8, 8).long(), [torch.rand(3, 8, 8)] * 5 + [torch.rand(1, 8, 8)] * 5],
+    ids=["few", "black", "not finite", "features", "indices", "mixed channels"],
+)  # fmt: skip
+def test_what_has_no_statistics_has_none(batch):
+    assert ImageStatistics.of([(batch,)]) is None
+
+
+def test_images_of_many_sizes_have_statistics():
+    assert ImageStatistics.of([([torch.rand(3, 8 + k, 8) for k in range(9)],)]) is not None
+
+
+@pytest.mark.parametrize("kind", [Prepared, ImageStatistics])
+@pytest.mark.parametrize(
+    "values",
+    [None, 3, {}, {"layer": "1", "variance": "x", "shift": 0.0}, {"layer": "1", "variance": -1.0, "shift": 0.0},
+     {"means": [0.0], "deviations": [0.0]}, {"means": [0.0], "deviations": []}, {"means": 1, "deviations": 1},
+     {"means": ["a"], "deviations": [1.0]}],
+)  # fmt: skip
+def test_a_record_that_holds_something_else_says_nothing(kind, values):
+    assert kind.read(values) is None

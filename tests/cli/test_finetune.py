@@ -122,7 +122,7 @@ def test_a_stopped_command_goes_on_where_it_was(desk, trainable, tmp_path):
         (("--stage", "binary", "--stage", "bits:w=4"), "cannot end with the stage 'bits:w=4'"),
         (("--device", "gpu7"), "no such kind of device; use cpu, cuda or cuda:1"),
         (("--lr", "1e6"), "cannot fine-tune with lr 1000000.0: it must be a share"),
-        (("--temperature", "4"), "cannot fine-tune with temperature 4.0: the loss of logits has no weight"),
+        (("--temperature", "2"), "cannot fine-tune with temperature 2.0: the loss of logits has no weight"),
         (("--scheme", "xnor-net"), "are for a MODEL"),
         (("--lr", "much"), "'much' is not a valid float range; `"),
         (("--teacher", "nowhere.pt"), "no such file"),

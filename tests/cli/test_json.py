@@ -1,7 +1,6 @@
 import json
 from importlib.util import find_spec
 
-import numpy as np
 import pytest
 import torch
 from cli_desk import run, run_json
@@ -11,7 +10,6 @@ from binarize.calibration import reconstruct
 from binarize.data import load_data
 from binarize.layers.binary import BinaryConv2d
 from binarize.layers.packed import PackedConv2d
-from binarize.sources import open_model
 
 
 def test_convert_says_what_it_did_and_where(desk, tmp_path):
@@ -226,21 +224,3 @@ def test_an_export_is_checked_on_images_in_the_order_that_is_asked_for(desk, tmp
 
     assert [options["channels"] for options in seen] == ["bgr"]
     assert all(row["agreed"] >= 0.9 for row in found["check"])
-
-
-def test_json_warns_of_images_prepared_in_another_way(tmp_path):
-    (tmp_path / "net.py").write_text(
-        "from torch import nn\n\n\ndef net():\n"
-        "    first = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()\n"
-        "    return nn.Sequential(*first, nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))\n"
-    )
-    factory = f"{tmp_path / 'net.py'}:net"
-    opened = open_model(factory).model
-    opened[1].running_var.fill_(1e4)
-    torch.save(opened.state_dict(), tmp_path / "net.pt")
-    np.savez(tmp_path / "data.npz", images=np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8))
-
-    words = tmp_path / "net.pt", "--arch", factory, "--data", f"npz:{tmp_path / 'data.npz'}"
-    found = run_json("convert", *words, "-o", tmp_path / "out.safetensors")
-
-    assert found["warning"].startswith("the images look unlike those of training: 1 sees")

@@ -5,9 +5,11 @@ import signal
 import numpy as np
 import pytest
 import torch
+from models import Residual
 from torch.utils.data import DataLoader, TensorDataset
-from training_desk import _pixels, converted, data, same, teacher
+from training_desk import CLASSES, _pixels, converted, data, same, teacher
 
+import binarize
 from binarize.errors import OutputError, TrainingError
 from binarize.finetune import Settings, finetune
 from binarize.training.checkpoints import Checkpoints, random_state, set_random_state
@@ -159,11 +161,21 @@ def test_a_pass_is_not_lost_where_validation_fails(tmp_path, ema):
     assert [(epoch.loss, epoch.val) for epoch in whole.epochs] == [(epoch.loss, epoch.val) for epoch in again.epochs]
 
 
-def test_another_network_does_not_continue_a_run(tmp_path):
+@pytest.mark.parametrize("scheme", ["xnor-net", "encoding:w=3,a=3"], ids=["other values", "values of the same shapes"])
+def test_another_scheme_does_not_continue_a_run(tmp_path, scheme):
     finetune(converted(), data(), teacher=teacher(), epochs=1, checkpoint=tmp_path)
 
+    why = f"the scheme of block1.conv1 'encoding:w=2,a=2', now it is '{scheme}'"
+    with pytest.raises(TrainingError, match=why):
+        finetune(converted(scheme), data(), teacher=teacher(), epochs=2, checkpoint=tmp_path, resume=True)
+
+
+def test_another_network_does_not_continue_a_run(tmp_path):
+    finetune(converted(), data(), teacher=teacher(), epochs=1, checkpoint=tmp_path)
+    other = binarize.convert(Residual(CLASSES + 1), scheme="encoding:w=2,a=2", data=data(shuffle=False))
+
     with pytest.raises(TrainingError, match="it trained another network"):
-        finetune(converted("xnor-net"), data(), teacher=teacher(), epochs=1, checkpoint=tmp_path, resume=True)
+        finetune(other, data(), teacher=teacher(), epochs=1, checkpoint=tmp_path, resume=True)
 
 
 def test_a_damaged_checkpoint_is_said_to_be_damaged(tmp_path):
