@@ -34,6 +34,7 @@ PAUSE_S = 0.002
 WARM_UP_CALLS, TIMED_CALLS = 2, 5
 LEAST_ROUNDS = 3
 ALIKE = (0.95, 1.05)  # ratios of times between these are noise
+BUSY = 1.5  # a median so far above the tenth percentile was disturbed
 INT8_SAMPLES = 128
 
 
@@ -77,13 +78,17 @@ class Benchmark:
         return dataclasses.asdict(self)
 
     def verdict(self) -> list[str]:
-        """Return two sentences per peer, and a plain one where a peer is the better choice for speed."""
+        """Return two sentences per peer, and plain ones where a peer is the better choice, or times were disturbed."""
         ours, *peers = self.rows
         lines = [f"{OURS} is {_compare(peer.median_us / ours.median_us)} {peer.name}" for peer in peers]
         lines += [f"its file is {_smaller(peer.bytes / ours.bytes)} than that of {peer.name}" for peer in peers]
         quickest = min(peers, key=lambda peer: peer.median_us, default=ours)
         if quickest.median_us <= ALIKE[0] * ours.median_us:
             lines.append(f"where speed alone counts, {quickest.name} is the better choice here")
+        worst = max(self.rows, key=lambda row: row.median_us / row.p10_us)
+        if worst.median_us > BUSY * worst.p10_us:
+            times = f"{worst.median_us / worst.p10_us:.1f} times its tenth percentile"
+            lines.append(f"the machine was busy: the median of {worst.name} is {times}; measure again when it is idle")
         return lines
 
 

@@ -170,8 +170,9 @@ class Summary:
         """Return the sentences under the table: sums, and what was left out."""
         totals = self.totals
         verb = {"original": "would be converted", "training": "converted", "packed": "converted"}[self.form]
+        layers = f"{totals.converted} layer{'s' * (totals.converted != 1)}"
         lines = [
-            f"{totals.converted} layers {verb} ({self._by_scheme()}), {totals.kept} kept in full precision",
+            f"{layers} {verb} ({self._by_scheme()}), {totals.kept} kept in full precision",
             f"{size(totals.fp32_bytes)} in fp32, {size(totals.bytes)} packed: {totals.ratio:.1f} times smaller",
         ]
         if totals.binary_macs is not None and totals.float_macs is not None:
@@ -201,7 +202,8 @@ class Summary:
             last = [*takewhile(lambda epoch: epoch["stage"] == epochs[-1]["stage"], reversed(epochs))][::-1]
             passes = f"{len(epochs)} epoch{'s' if len(epochs) > 1 else ''}"
             where = f" in stage {last[0]['stage']}" if len(last) < len(epochs) else ""
-            lines.append(f"fine-tuned for {passes}, loss{where} {last[0]['loss']:.4f} to {last[-1]['loss']:.4f}")
+            losses = " to ".join(f"{epoch['loss']:.4f}" for epoch in (last[0], *last[1:][-1:]))
+            lines.append(f"fine-tuned for {passes}, loss{where} {losses}")
         for when, found in self.details.get("metrics", {}).items():
             figures = found if isinstance(found, Mapping) else {"": found}
             named = [f"{name} {value:.4f}".strip() for name, value in figures.items() if isinstance(value, float)]

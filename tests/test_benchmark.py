@@ -140,6 +140,14 @@ def test_the_better_choice_is_the_quickest_and_by_more_than_noise():
     assert "better choice" not in " ".join(Benchmark((ours, _row("onnxruntime int8", 97.0))).verdict())
 
 
+@pytest.mark.parametrize(("quiet", "said"), [(200.0, True), (290.0, False)])
+def test_the_verdict_tells_of_disturbed_times(quiet, said):
+    rows = _row("binarize", 100.0), dataclasses.replace(_row("torch fp32", 310.0), p10_us=quiet)
+    busy = "the machine was busy: the median of torch fp32 is 1.6 times its tenth percentile; measure again when it is idle"
+
+    assert (busy in Benchmark(rows).verdict()) == said
+
+
 def test_the_verdict_compares_files():
     small, large = _row("binarize", 100.0), _row("torch fp32", 100.0)
     lines = Benchmark((small, dataclasses.replace(large, bytes=750))).verdict()

@@ -225,4 +225,5 @@ def finish(
         print_json({**counts, "fp32_bytes": totals.fp32_bytes, "scheme": found.recipe.scheme, **said})
         return
     kept = [f"  kept {len(names)}: {reason}" for reason, names in found.reasons().items()]
-    print_lines([*found.closing(), *kept, f"wrote {target} ({size(written)})"])
+    wrote = [f"wrote {target} ({size(written)})", *([] if report is None else [f"wrote {report}"])]
+    print_lines([*found.closing(), *kept, *wrote])

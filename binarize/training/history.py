@@ -106,7 +106,9 @@ class Step:
 
 
 def write_csv(epochs: Sequence[EpochRecord], path: Path) -> None:
-    """Write one row per epoch, replacing the file in one step."""
+    """Write one row per epoch, replacing the file in one step; nothing where there are none yet."""
+    if not epochs:
+        return
     rows = [_row(epoch) for epoch in epochs]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
