@@ -143,9 +143,9 @@ def test_the_better_choice_is_the_quickest_and_by_more_than_noise():
 @pytest.mark.parametrize(("quiet", "said"), [(200.0, True), (290.0, False)])
 def test_the_verdict_tells_of_disturbed_times(quiet, said):
     rows = _row("binarize", 100.0), dataclasses.replace(_row("torch fp32", 310.0), p10_us=quiet)
-    busy = "the machine was busy: the median of torch fp32 is 1.6 times its tenth percentile; measure again when it is idle"
+    busy = "the machine was busy: the median of torch fp32 is 1.6 times its tenth percentile"
 
-    assert (busy in Benchmark(rows).verdict()) == said
+    assert any(line.startswith(busy) for line in Benchmark(rows).verdict()) == said
 
 
 def test_the_verdict_compares_files():
