@@ -33,7 +33,7 @@ def training_options(command: _Command) -> _Command:
         click.option("--logits", type=SMALL, help="Weight of the loss to the teacher's outputs: 1."),
         click.option("--blocks", type=SMALL, help="Weight of the loss to the teacher's block outputs: 0."),
         click.option("--blocks-as", type=click.Choice(["attention", "features"]), help="What --blocks compares."),
-        click.option("--temperature", type=click.FloatRange(0, min_open=True), help="Of --logits: 1."),
+        click.option("--temperature", type=click.FloatRange(0, min_open=True), help="Of --logits: 4, of maps 1."),
         click.option("--mix", type=click.FloatRange(0, 0.5), help="Mix up to so much of another image into each: 0."),
         click.option("--smoothing", type=SHARE, help="Of labels: 0."),
         click.option("--ema", type=SHARE, help="Keep a running average of all values, such as 0.999."),

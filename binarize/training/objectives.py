@@ -17,6 +17,8 @@ from binarize.training.settings import Losses
 
 __all__ = ["ClassifierObjective", "Cost", "Objective", "OwnObjective"]
 
+OF_IMAGES, OF_MAPS = 4.0, 1.0  # the temperature where nobody gives one; docs/finetune.md has the figures
+
 LossFunction = Callable[[nn.Module, Any], "Tensor | Mapping[str, Tensor]"]
 
 
@@ -105,7 +107,8 @@ class ClassifierObjective(Objective):
                 what = f"its outputs have shape {tuple(theirs.shape)}, the network's {tuple(found.shape)}"
                 raise TrainingError(f"cannot learn from the teacher: {what}; give the network that was converted")
             if self.losses.logits:
-                terms["logits"] = self.losses.logits * soft_cross_entropy(found, theirs, self.losses.temperature)
+                temperature = self.losses.temperature or (OF_IMAGES if found.dim() == 2 else OF_MAPS)
+                terms["logits"] = self.losses.logits * soft_cross_entropy(found, theirs, temperature)
             if self.losses.blocks:
                 distance = block_distance(self.losses.blocks_as, blocks, their_blocks)
                 terms["blocks"] = self.losses.blocks * distance

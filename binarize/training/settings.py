@@ -26,7 +26,8 @@ class Losses:
             ``features`` every value, over the teacher's variance.
         at: names of the graph's nodes to compare; empty for the exit of every group.
         temperature: divides both outputs before the softmax of ``logits``: above 1 what the teacher holds of classes
-            that it does not choose counts too, on images that it learnt by heart above all.
+            that it does not choose counts more. None for 4, and for 1 where outputs are maps, ``(n, classes, h, w)``:
+            pixels are seldom learnt by heart, images are.
         smoothing: share of a label that is spread over all classes.
         balance: of the term that keeps routers from using few branches.
         mix: largest share of another image of the batch that is mixed into each, 0.5 at most: a teacher knows what it
@@ -38,7 +39,7 @@ class Losses:
     blocks: float = 0.0
     blocks_as: Literal["attention", "features"] = "attention"
     at: tuple[str, ...] = ()
-    temperature: float = 4.0
+    temperature: float | None = None
     smoothing: float = 0.0
     balance: float = 0.01
     mix: float = 0.0
@@ -49,7 +50,7 @@ class Losses:
             fits = (value is None and key in ("labels", "logits")) or (_is_number(value) and value >= 0)
             _require(fits, key, value, "a number, 0 or more")
         _require(self.blocks_as in ("attention", "features"), "blocks_as", self.blocks_as, "attention or features")
-        warm = _is_number(self.temperature) and self.temperature > 0
+        warm = self.temperature is None or (_is_number(self.temperature) and self.temperature > 0)
         _require(warm, "temperature", self.temperature, "a number above 0")
         _require(self.smoothing < 1, "smoothing", self.smoothing, "below 1")
         _require(_is_number(self.mix) and 0 <= self.mix <= 0.5, "mix", self.mix, "a number from 0 to 0.5")
