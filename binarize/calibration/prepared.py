@@ -115,6 +115,8 @@ def compare_prepared(model: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> Pre
         there are fewer than 8 images.
     """
     layers = {module: name for name, module in model.named_modules() if _learnt(module)}
+    if not layers:
+        return None
     seen: list[tuple[nn.Module, Tensor]] = []
 
     def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:

@@ -29,7 +29,10 @@ def _doubt(model: "nn.Module", inputs: Iterable[tuple[Any]]) -> str | None:
     except ModelError:  # nobody converted it
         known = None
     if known is None:
-        prepared = compare_prepared(model, inputs)
+        try:
+            prepared = compare_prepared(model, inputs)
+        except (RuntimeError, TypeError, ValueError):  # they do not fit: what runs the model next says so
+            return None
         reason = None if prepared is None else prepared.why_not()
         return None if reason is None else f"those of training: {reason}"
     seen = ImageStatistics.of(inputs)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cli_desk import run, run_json
+from cli_desk import refused, run, run_json
 
 from binarize.sources import open_model
 
@@ -56,3 +56,15 @@ def test_evaluating_a_network_compares_with_the_images_of_calibration(desk):
     assert (alike.exit_code, other.exit_code) == (0, 0)
     assert "warning" not in alike.stderr
     assert CALIBRATED in other.stderr
+
+
+@pytest.mark.parametrize("command", ["evaluate", "finetune"])
+def test_images_that_do_not_fit_are_still_refused_in_one_line(trained, tmp_path, command):
+    np.savez(tmp_path / "gray.npz", images=np.zeros((16, 8, 8, 1), np.uint8), labels=np.zeros(16, int))
+    net = tmp_path / "net.safetensors"
+    assert run("convert", *trained, "-o", net, "--trainable").exit_code == 0
+
+    target = () if command == "evaluate" else ("-o", tmp_path / "out.safetensors")
+    for model in ((net,), trained[:3]):
+        said = refused(command, *model, "--data", f"npz:{tmp_path / 'gray.npz'}", *target)
+        assert "warning" not in said
