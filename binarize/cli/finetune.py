@@ -130,6 +130,7 @@ class Course:
         from binarize.errors import TrainingError
         from binarize.finetune import finetune as run
         from binarize.record import record_of
+        from binarize.training.processes import is_writer
 
         reason = device_why_not(self.device)
         if reason is not None:
@@ -138,7 +139,7 @@ class Course:
         shape = record_of(net).input_shape
         train = self._images(self.data, shape, self.augment, self.samples, shuffle=True)
         val = None if self.val is None else self._images(self.val, shape, "none", None, shuffle=False)
-        if not self.resume:
+        if is_writer() and not self.resume:
             note_preparation(net if teacher is None else teacher, train)
         with training_bar() as bar:
             history = run(

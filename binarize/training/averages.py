@@ -57,7 +57,7 @@ class Statistics:
 
     With their usual momentum they average over some ten batches, and by the last ones alone the statistics of a network
     of few planes are too uncertain: see Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, section 3.
-    At ``1 / f`` of the highest rate the momentum is divided by the power of 4 next below f, 64 at most.
+    At ``1 / f`` of the highest rate the momentum is divided by the largest power of 4 up to f, 64 at most.
 
     Attributes:
         usual: momentum of each layer that has one.
