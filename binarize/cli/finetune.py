@@ -10,7 +10,7 @@ from binarize.cli.convert import Wish, check_outputs, converted, finish
 from binarize.cli.opening import open_net, open_original, open_teacher
 from binarize.cli.options import SHAPE, data_options, json_option, model_options, seed_option
 from binarize.cli.output import fail, note, progress_bar
-from binarize.cli.preparation import note_preparation
+from binarize.cli.preparation import note_preparation, note_teacher
 from binarize.cli.training import settings_of, training_bar, training_options
 
 if TYPE_CHECKING:
@@ -141,6 +141,8 @@ class Course:
         val = None if self.val is None else self._images(self.val, shape, "none", None, shuffle=False)
         if is_writer() and not self.resume:
             note_preparation(net if teacher is None else teacher, train)
+            if teacher is not None:
+                note_teacher(net, teacher, train)
         with training_bar() as bar:
             history = run(
                 net.to(place), train, teacher=teacher, val=val, settings=self.settings, stages=self.stage or None,

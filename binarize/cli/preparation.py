@@ -1,5 +1,6 @@
-"""Says so where images look unlike those that a model was trained on, or a network calibrated on."""
+"""Says so where images look unlike those that a model was trained on, or a teacher knows less than who is taught."""
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,9 @@ from binarize.cli.output import note
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["note_preparation"]
+__all__ = ["note_preparation", "note_teacher"]
+
+SURE = 3.0  # standard deviations: a teacher of the same accuracy is doubted about once in a thousand runs
 
 
 def note_preparation(model: "nn.Module", batches: Iterable[Any]) -> None:
@@ -17,6 +20,28 @@ def note_preparation(model: "nn.Module", batches: Iterable[Any]) -> None:
     if doubt is not None:
         remedy = "check --mean and --std (bytes are divided by 255 before) and --channels"
         note(f"warning: the images look unlike {doubt}; {remedy}")
+
+
+def note_teacher(net: "nn.Module", teacher: "nn.Module", batches: Iterable[Any]) -> None:
+    """Let both decide the first batch, and note it where the teacher is clearly the worse: it is hardly the original.
+
+    Nothing is noted without labels of whole images; what does not run is left to the training to say.
+    """
+    from binarize.errors import BinarizeError
+    from binarize.evaluate import Evaluation, evaluate
+
+    first = list(itertools.islice(batches, 1))
+    try:
+        ours, theirs = evaluate(net, first), evaluate(teacher, first)
+    except (BinarizeError, RuntimeError, TypeError, ValueError):
+        return
+    if not isinstance(ours, Evaluation) or not isinstance(theirs, Evaluation):
+        return
+    if ours.top1 is None or theirs.top1 is None:
+        return
+    if ours.top1 - theirs.top1 > SURE * ((ours.top1 + theirs.top1) / ours.samples) ** 0.5:
+        saw = f"{theirs.top1:.0%} of the first {ours.samples} images right, the network {ours.top1:.0%}"
+        note(f"warning: the teacher decides {saw} already; check that --teacher is the original, with its own weights")
 
 
 def _doubt(model: "nn.Module", inputs: Iterable[tuple[Any]]) -> str | None:

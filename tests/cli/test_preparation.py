@@ -1,10 +1,13 @@
 """Images that are prepared in another way than those of training or of calibration are noticed."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from cli_desk import refused, run, run_json
 
+from binarize.artifact import load
 from binarize.sources import open_model
 
 TRAINED = "warning: the images look unlike those of training: 1 sees"
@@ -68,3 +71,48 @@ def test_images_that_do_not_fit_are_still_refused_in_one_line(trained, tmp_path,
     for model in ((net,), trained[:3]):
         said = refused(command, *model, "--data", f"npz:{tmp_path / 'gray.npz'}", *target)
         assert "warning" not in said
+
+
+@pytest.fixture
+def mastered(desk, tmp_path):
+    """Return a trainable network, and images whose labels are what it decides."""
+    net = tmp_path / "net.safetensors"
+    words = (desk.checkpoint, "--arch", desk.factory, "--data", desk.data)
+    assert run("convert", *words, "-o", net, "--trainable").exit_code == 0
+    images = np.random.default_rng(1).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    with torch.no_grad():
+        decided = load(net)(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).argmax(1)
+    np.savez(tmp_path / "mastered.npz", images=images, labels=decided.numpy())
+    return net, "--data", f"npz:{tmp_path / 'mastered.npz'}", "--epochs", 1, "-o", tmp_path / "out.safetensors"
+
+
+def test_a_teacher_that_knows_less_than_the_network_is_doubted(desk, mastered, tmp_path):
+    torch.manual_seed(1)
+    torch.save(open_model(desk.factory).model.state_dict(), tmp_path / "other.pt")
+
+    said = run("finetune", *mastered, "--teacher", tmp_path / "other.pt", "--arch", desk.factory)
+
+    doubt = re.search(r"the teacher decides (\d+)% of the first 64 images right, the network 100%", said.stderr)
+    assert doubt is not None, said.stderr
+    assert int(doubt[1]) < 50
+    assert doubt.start() < said.stderr.index("epoch 1/1")
+
+
+def test_the_original_is_not_doubted(desk, mastered):
+    said = run("finetune", *mastered, "--teacher", desk.checkpoint, "--arch", desk.factory)
+
+    assert said.exit_code == 0, said.output
+    assert "warning" not in said.stderr
+
+
+def test_a_teacher_that_cannot_be_compared_is_left_to_the_training(desk, mastered, tmp_path):
+    images = np.load(tmp_path / "mastered.npz")["images"]
+    np.savez(tmp_path / "mastered.npz", images=images)
+    (tmp_path / "small.py").write_text(
+        "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, 3))\n"
+    )
+
+    said = run("finetune", *mastered, "--teacher", f"{tmp_path / 'small.py'}:net")
+
+    assert "warning" not in said.stderr
+    assert "cannot learn from the teacher: its outputs have shape (64, 3), the network's (64, 7)" in said.stderr
