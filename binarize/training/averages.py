@@ -1,15 +1,12 @@
-"""Running averages: of a network's values, and of the statistics that its normalisation layers keep."""
+"""The running average of a network's values."""
 
-import math
 from collections.abc import Mapping
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RunningAverage", "Statistics"]
-
-STEP, STEPS = 4, 3  # few, because compiled code is made anew for each momentum
+__all__ = ["RunningAverage"]
 
 
 @final
@@ -49,33 +46,6 @@ class RunningAverage:
         self.steps = steps
         for key, value in self.values.items():
             value.copy_(values[key])
-
-
-@final
-class Statistics:
-    """Lets normalisation layers remember longer as the learning rate falls and the network changes less.
-
-    With their usual momentum they average over some ten batches, and by the last ones alone the statistics of a network
-    of few planes are too uncertain: see Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, section 3.
-    At ``1 / f`` of the highest rate the momentum is divided by the largest power of 4 up to f, 64 at most.
-
-    Attributes:
-        usual: momentum of each layer that has one.
-    """
-
-    def __init__(self, net: nn.Module) -> None:
-        layers = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        self.usual = {layer: layer.momentum for layer in layers if layer.momentum is not None}
-
-    def set_factor(self, factor: float) -> None:
-        """Set the momenta for steps at ``factor`` times the highest rate."""
-        steps = math.floor(math.log(1 / max(factor, STEP**-STEPS), STEP))
-        for layer, momentum in self.usual.items():
-            layer.momentum = momentum / STEP**steps
-
-    def restore(self) -> None:
-        """Set the usual momenta."""
-        self.set_factor(1.0)
 
 
 def _floats(net: nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from binarize.errors import TrainingError, one_line
 from binarize.recipe import StageSpec, read_stages
-from binarize.training.averages import RunningAverage, Statistics
+from binarize.training.averages import RunningAverage
 from binarize.training.batches import Batches
 from binarize.training.checkpoints import Checkpoints, random_state
 from binarize.training.guard import StopSignals, first_bad_layer
@@ -81,7 +81,7 @@ class Run:
         self.settings, self.texts, self.processes = settings, stages, processes
         self.stages = read_stages(stages)
         self.checkpoints, self.progress = checkpoints, progress
-        self.bases, self.statistics, self.place, self.meter = Bases(net), Statistics(net), Place(), Meter()
+        self.bases, self.place, self.meter = Bases(net), Place(), Meter()
         self.bases.require(self.stages)
         self.history: list[EpochRecord] = []
         self.average: RunningAverage | None = None
@@ -107,7 +107,6 @@ class Run:
             raise TrainingError(f"cannot go on: another process of the run has ended; {remedy}") from cause
         finally:
             self.bases.restore()
-            self.statistics.restore()
             self.net.eval()
             if self.events is not None:
                 self.events.close()
@@ -166,7 +165,6 @@ class Run:
         for group in _grouped(batches, self.settings.accumulate):
             rate = rate_factor(self.settings, self._position(epochs, len(group)))
             self.rates.set_factor(rate)
-            self.statistics.set_factor(rate)
             bad = self._step(group)
             self.place.batch += len(group)
             self.meter.seconds = start + time.perf_counter() - clock
