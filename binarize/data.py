@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, final
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from binarize.arrays import read_arrays
 from binarize.augment import PRESETS, Augment, flip, shift_and_flip
 from binarize.errors import DataError, nearest
-from binarize.imagefolder import FolderReader, image_files
+from binarize.imagefolder import FolderReader, Folders, usual_shape
 from binarize.pixels import IMAGENET_MEAN, IMAGENET_STD, Pixels
 from binarize.scenefiles import open_scenes
 from binarize.scenes import SceneReader
@@ -46,8 +46,11 @@ class Images:
         labels: of all images, for classification.
         shape: ``(c, h, w)`` of the first image.
         task: "classification", "segmentation" or "detection".
-        classes: names of the classes where the data tells them, else empty; of detection the first is the background.
-        pixels: how scenes were normalised.
+        classes: names of the classes where the data tells them, else empty; of detection the first is the background,
+            of image files those of their folders.
+        pixels: how they were normalised.
+        title: how an error names the data.
+        prepared: what else was asked for that changes the images, by name: what a run that goes on has to have again.
         augment: changes each batch at random, or None; see `binarize.augment`.
         workers: 0, or above to make the next batch while this one is used.
     """
@@ -65,7 +68,10 @@ class Images:
         task: str = "classification",
         classes: tuple[str, ...] = (),
         pixels: Pixels | None = None,
+        title: str = "the data",
+        prepared: Mapping[str, str] | None = None,
     ) -> None:
+        self.title, self.prepared = title, dict(prepared or {})
         self.labels = None if labels is None else labels[torch.tensor(order)]
         self.task, self.classes, self.pixels = task, classes, pixels
         self.shape: tuple[int, ...] = _shape_of_first(fetch(order[:1], None))
@@ -148,8 +154,9 @@ def load_data(
         spec: See `DataSpec.parse`.
         mean: Per channel, subtracted after bytes were divided by 255. For imagefolder, ImageNet's by default.
         std: Per channel, divided by after that.
-        input_shape: ``(c, h, w)`` of the model. Image files are resized and cropped to it, scenes with masks or boxes
-            resized; arrays must have it.
+        input_shape: ``(c, h, w)`` of the model. Image files of another size are resized and cropped to it, as for
+            ImageNet, scenes with masks or boxes resized; arrays must have it. By default image files that are all of
+            one size up to 224x224 keep it, others are cut to 224x224.
         batch_size: Images per batch; the last one may be smaller.
         limit: Use this many images only: the first, or with ``shuffle`` a seeded choice.
         shuffle: Yield in a new seeded order at each pass.
@@ -169,12 +176,13 @@ def load_data(
     fetch: Fetch
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
-    normal: Pixels | None = None
     if spec.kind == "imagefolder":
-        shape = input_shape or (3, 224, 224)
-        files, of_files = image_files(spec.folder)
-        labels, count = None if of_files is None else torch.tensor(of_files), len(files)
-        fetch = FolderReader(files, shape, _of_photos(mean, std, shape[0], channels), workers, augment == "imagenet")
+        found = Folders.read(spec.folder)
+        shape = input_shape or usual_shape(found.files)
+        labels, count = None if found.labels is None else torch.tensor(found.labels), len(found.files)
+        classes = found.classes
+        normal = _of_photos(mean, std, shape[0], channels)
+        fetch = FolderReader(found.files, shape, normal, workers, augment == "imagenet")
     elif spec.task != "classification":
         scenes = open_scenes(spec)
         classes, count = scenes.classes, scenes.count
@@ -182,12 +190,13 @@ def load_data(
         fetch = SceneReader(scenes, normal, input_shape, augment, workers)
     else:
         pixels, labels = read_arrays(spec)
-        fetch, count = _fetcher(pixels, Pixels.of(mean, std, pixels.shape[1], channels)), len(pixels)
+        normal = Pixels.of(mean, std, pixels.shape[1], channels)
+        fetch, count = _fetcher(pixels, normal), len(pixels)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(count, generator=generator).tolist() if shuffle else list(range(count))
     images = Images(
         fetch, labels, order[:limit], batch_size, shuffle, seed, CHANGES.get(augment), workers, spec.task, classes,
-        normal,
+        normal, spec.title, {"augment": augment, **normal.named()},
     )  # fmt: skip
     if input_shape is not None and images.shape != tuple(input_shape):
         have, want = ("x".join(map(str, shape)) for shape in (images.shape, input_shape))

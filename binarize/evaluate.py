@@ -79,7 +79,7 @@ def evaluate(
         ModelError: The images do not fit the model, or its output is of another kind.
     """
     judge: Judge | None = None
-    samples = 0
+    samples, title = 0, str(getattr(loader, "title", "the data"))
     networks = [model] if teacher is None else [model, teacher]
     modes = {module: module.training for network in networks for module in network.modules()}
     try:
@@ -88,8 +88,8 @@ def evaluate(
         with torch.inference_mode():
             for images, truth in map(_pair, loader):
                 if truth is None and (teacher is None or not isinstance(judge, _JudgeOfLabels | None)):
-                    raise DataError("cannot evaluate: the data has no labels; give images with labels, or a teacher")
-                judge = judge or _judge(truth, tuple(classes) or getattr(loader, "classes", ()))
+                    raise DataError(f"cannot evaluate: {_unlabelled(images)}; give images with labels, or a teacher")
+                judge = judge or _judge(truth, tuple(classes) or getattr(loader, "classes", ()), title)
                 done = judge.add(networks, images, truth)
                 samples += done
                 if progress is not None:
@@ -112,19 +112,31 @@ def _pair(batch: Any) -> tuple[Any, Any]:
     return images, truth if isinstance(truth, Tensor) or boxes else None
 
 
-def _judge(truth: Any, classes: Sequence[str]) -> Judge:
+def _unlabelled(batch: Any) -> str:
+    """Say what was seen where no labels were."""
+    if isinstance(batch, Mapping):
+        return f"a batch is a dict with the keys {', '.join(map(str, batch))}, not a pair"
+    return "the data has no labels"
+
+
+def _judge(truth: Any, classes: Sequence[str], title: str) -> Judge:
     if truth is None:
-        return _JudgeOfLabels()
+        return _JudgeOfLabels(title)
     if not isinstance(truth, Tensor):
         return JudgeOfBoxes(classes)
-    return JudgeOfMasks(classes) if truth.dim() == 3 else _JudgeOfLabels()
+    return JudgeOfMasks(classes) if truth.dim() == 3 else _JudgeOfLabels(title)
 
 
 @final
 class _JudgeOfLabels(Judge):
-    """Of classification."""
+    """Of classification.
 
-    def __init__(self) -> None:
+    Args:
+        title: how an error names the data.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
         self._hits, self._labelled = torch.zeros(3, dtype=torch.int64), 0
 
     def add(self, networks: Sequence[nn.Module], images: Any, targets: Any) -> int:
@@ -132,7 +144,7 @@ class _JudgeOfLabels(Judge):
         outputs = [_scores(network, images) for network in networks]
         self._hits[2] += (outputs[-1].argmax(1) == outputs[0].argmax(1)).sum().cpu()
         if targets is not None:
-            self._hits[:2] += _count(outputs[0], targets)
+            self._hits[:2] += _count(outputs[0], targets, self._title)
             self._labelled += len(images)
         return len(images)
 
@@ -152,19 +164,18 @@ def _scores(network: nn.Module, images: Tensor) -> Tensor:
     scores = run_on(network, images)
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(images):
         saw = f"of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
-        raise ModelError(f"cannot evaluate: the output is {saw}; top-1 and top-5 need (n, classes), so a classifier")
+        what = f"the output is {saw}, and top-1 and top-5 need (n, classes)"
+        raise ModelError(f"cannot evaluate: {what}; let it give these alone, or measure it in Python")
     return scores
 
 
-def _count(scores: Tensor, labels: Tensor) -> Tensor:
+def _count(scores: Tensor, labels: Tensor, title: str) -> Tensor:
     """Return how many decisions are right, and right among five."""
     classes = scores.shape[1]
     low, high = labels.aminmax() if len(labels) else (0, 0)
     if low < 0 or high >= classes:
         wrong = int(low) if low < 0 else int(high)
-        raise DataError(
-            f"cannot evaluate: a label is {wrong}, the model has outputs 0 to {classes - 1}; check the data"
-        )
+        raise DataError(f"cannot evaluate: a label is {wrong}, the model has outputs 0 to {classes - 1}; check {title}")
     best = scores.topk(min(5, classes), dim=1).indices
     found = best == labels.to(best)[:, None]
     return torch.stack([found[:, 0].sum(), found.any(1).sum()]).cpu()

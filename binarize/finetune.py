@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -58,7 +57,8 @@ def finetune(
         train: batches, read once per epoch: ``(images, labels)``, or images alone with a teacher; anything with
             ``loss_fn``.
         teacher: the original; it is not changed. With one, the network learns its outputs unless `Losses` says else.
-        val: measured after each epoch: labelled batches, or a function of the network that returns figures.
+        val: measured before the first epoch and after each: labelled batches, or a function of the network that
+            returns figures.
         settings: how to train.
         epochs: instead of those of ``settings``.
         stages: what to train, one after the other; the recipe's by default. See `binarize.recipe.StageSpec`.
@@ -131,13 +131,13 @@ def _objective(
     """Return what is called on a batch, and what costs it."""
     if loss_fn is not None:
         return net, OwnObjective(loss_fn)
-    losses = settings.losses
+    losses, shape = settings.losses, record_of(net).input_shape
     master = None if teacher is None else _private(teacher, device)
     if losses.blocks and teacher is not None:
         graph = capture(copy.deepcopy(teacher).eval()).root.to(device).eval()
         taps = shared_taps(net, graph, losses.at)
-        return taps[0], ClassifierObjective(losses, taps[1], net)
-    return net, ClassifierObjective(losses, master, net)
+        return taps[0], ClassifierObjective(losses, taps[1], net, shape)
+    return net, ClassifierObjective(losses, master, net, shape)
 
 
 def _private(teacher: nn.Module, device: torch.device) -> nn.Module:
@@ -157,7 +157,6 @@ def _validation(
         own = val
         return lambda: _figures(own(net))
     loader = val
-    evaluate(net, _Placed(itertools.islice(loader, 1), device))  # what it cannot be measured on is said before training
     return lambda: evaluate(net, _Placed(loader, device), classes=getattr(loader, "classes", ())).figures()
 
 
@@ -196,6 +195,9 @@ def _remember(net: nn.Module, settings: Settings, history: History, processes: P
     record = record_of(net)
     training = {"settings": dataclasses.asdict(settings), "processes": processes.count, **history.to_dict()}
     metrics = dict(record.metrics)
-    if history.epochs and history.epochs[-1].val:
-        metrics["fine-tuned"] = dict(history.epochs[-1].val)
+    after = history.epochs[-1].val if history.epochs else {}
+    for when, found in (("before fine-tuning", history.before), ("fine-tuned", after)):
+        if found:
+            metrics.pop(when, None)  # of a run before: the newest come last
+            metrics[when] = dict(found)
     attach_record(net, dataclasses.replace(record, training=training, metrics=metrics))

@@ -58,6 +58,11 @@ class Pixels:
         images = images * self.scale + self.shift
         return images.flip(1) if self.is_reversed else images
 
+    def named(self) -> dict[str, str]:
+        """Return the options that ask for it, as text."""
+        mean, std = (",".join(f"{value:.6g}" for value in values.flatten()) for values in (self.shift, self.scale))
+        return {"mean": mean, "std": std, "channels": ORDERS[self.is_reversed]}
+
 
 def _statistic(values: Sequence[float] | None, channels: int, name: str, default: float) -> Tensor:
     given = [default] * channels if values is None else list(values)

@@ -216,6 +216,51 @@ def test_a_folder_without_classes_has_no_labels(folder):
     assert labels is None
 
 
+def picture(path, width, height):
+    path.parent.mkdir(exist_ok=True)
+    values = np.random.default_rng(len(str(path))).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+    return torch.from_numpy(values).permute(2, 0, 1)[None] / 255
+
+
+def test_files_of_the_size_asked_for_are_taken_as_they_are(tmp_path):
+    pixels = picture(tmp_path / "cat" / "0.png", 24, 16)
+    picture(tmp_path / "dog" / "0.png", 25, 16)
+
+    x, _ = whole(load_data(f"imagefolder:{tmp_path}", input_shape=(3, 16, 24), mean=[0.0], std=[1.0]))
+
+    torch.testing.assert_close(x[:1], pixels, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ([(24, 16)] * 3, (3, 16, 24)),
+        ([(224, 16)] * 3, (3, 16, 224)),
+        ([(225, 16)] * 3, (3, 224, 224)),
+        ([(24, 16), (24, 16), (16, 24)], (3, 224, 224)),
+        ([(24, 16)] * 40 + [(24, 17)] * 4, (3, 224, 224)),
+    ],
+    ids=["small", "as large as photos are cut", "larger", "of two sizes", "of two sizes at the end"],
+)
+def test_small_files_of_one_size_keep_it_where_nobody_asks(tmp_path, sizes, shape):
+    for index, (width, height) in enumerate(sizes):
+        picture(tmp_path / "cat" / f"{index:02}.png", width, height)
+
+    assert load_data(f"imagefolder:{tmp_path}").shape == shape
+
+
+def test_classes_are_the_folders_that_show(folder):
+    (folder / ".ipynb_checkpoints").mkdir()
+    picture(folder / ".ipynb_checkpoints" / "0.png", 8, 8)
+    (folder / "ant").mkdir()
+
+    images = load_data(f"imagefolder:{folder}", input_shape=(3, 16, 16))
+
+    assert images.classes == ("ant", "cat", "dog")
+    assert images.labels.tolist() == [1, 1, 2, 2]
+
+
 def test_an_unreadable_image_is_named(folder):
     (folder / "cat" / "0.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"0\.png"):

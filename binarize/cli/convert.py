@@ -36,7 +36,7 @@ BATCHES = {"classification": 32, "segmentation": 2, "detection": 2}
 @click.option("--keep", metavar="PATTERN", multiple=True, help="Layers that stay in full precision; repeatable.")
 @data_options(False, "Images to calibrate on, labels not needed")
 @click.option("--samples", type=click.IntRange(1), help="Calibrate on so many images, 256 by default.")
-@click.option("--input-shape", type=SHAPE, help="Of one image; 3,224,224 where nothing says otherwise.")
+@click.option("--input-shape", type=SHAPE, help="Of one image; else the data's or 3,224,224.")
 @click.option("--reconstruct", is_flag=True, help="Follow calibration by block reconstruction against the original.")
 @click.option("--finetune", "epochs", type=click.IntRange(1), metavar="EPOCHS", help="Then train against the original.")
 @click.option("--trainable", is_flag=True, help="Write the training form, with latent weights: large.")
@@ -134,9 +134,14 @@ class Wish:
 
     def shape(self, opened: "Opened") -> tuple[int, ...] | None:
         """Return ``(c, h, w)`` to calibrate on; None leaves it to the data."""
+        from binarize.data import DataSpec
+        from binarize.imagefolder import Folders, usual_shape
+
         if self.input_shape is not None or self.data_has_shape:
             return self.input_shape
-        return opened.input_shape or (3, 224, 224)
+        if opened.input_shape is not None or self.data is None:
+            return opened.input_shape or (3, 224, 224)
+        return usual_shape(Folders.read(DataSpec.parse(self.data).folder).files)
 
     def announced(self, opened: "Opened", chosen: Path | None) -> list[str]:
         """Return a sentence for each choice that was left to us."""

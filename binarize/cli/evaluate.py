@@ -20,7 +20,7 @@ BATCH, SCENES = 64, 4
 @click.option("--teacher", metavar="MODEL", help="Also count how often both decide alike.")
 @click.option("--teacher-arch", metavar="NAME", help="What builds the teacher of a state_dict; --arch by default.")
 @click.option("--samples", type=click.IntRange(1), help="Use the first so many images only.")
-@click.option("--input-shape", type=SHAPE, help="That image files or scenes are resized to; their own otherwise.")
+@click.option("--input-shape", type=SHAPE, help="To resize image files or scenes to; else the network's or their own.")
 @click.option("--batch", type=click.IntRange(1), help="Images per step: 64, of scenes with masks or boxes 4.")
 @model_options
 @json_option

@@ -95,7 +95,8 @@ def _note_epoch(step: "Step") -> None:
 
 
 def _validated(step: "Step") -> str:
-    return f"after epoch {step.epoch}: {', '.join(f'{name} {value:.4f}' for name, value in step.val.items())}"
+    when = f"after epoch {step.epoch}" if step.epoch else "before training"
+    return f"{when}: {', '.join(f'{name} {value:.4f}' for name, value in step.val.items())}"
 
 
 def _line(step: "Step") -> str:

@@ -20,11 +20,14 @@ class Batches:
 
     Attributes:
         count: batches of a pass; 0 where the loader does not say.
+        prepared: how a loader of `load_data` prepares its images, by option; empty for others.
     """
 
     def __init__(self, loader: Iterable[Any], seed: int, device: torch.device, channels_last: bool) -> None:
         self.loader, self.seed, self.device, self.channels_last = loader, seed, device, channels_last
         self.count = _length(loader)
+        prepared = getattr(loader, "prepared", None)
+        self.prepared: Mapping[str, str] = prepared if isinstance(prepared, Mapping) else {}
         self._seen = False
 
     def epoch(self, number: int, skip: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Any]:

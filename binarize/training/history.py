@@ -54,11 +54,13 @@ class History:
         epochs: every pass that was completed, those before a resume included.
         stopped: name of the signal that ended the run early, or None.
         stages: what was trained, in order.
+        before: what validation found before the first epoch.
     """
 
     epochs: tuple[EpochRecord, ...]
     stopped: str | None = None
     stages: tuple[str, ...] = ()
+    before: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -72,6 +74,7 @@ class History:
             "stopped": self.stopped,
             "stages": list(self.stages),
             "seconds": self.seconds,
+            "before": dict(self.before),
         }
 
 
@@ -82,7 +85,7 @@ class Step:
 
     Attributes:
         stage: what is trained.
-        epoch: from 1, over all stages.
+        epoch: from 1, over all stages; 0 before the first, with ``val``.
         epochs: in all.
         done: batches of this epoch.
         total: batches of an epoch; 0 where the data does not say.
@@ -90,7 +93,7 @@ class Step:
         seconds_left: of the whole run at that rate; None where it cannot be known.
         loss: mean of this epoch so far.
         top1: share of this epoch's images decided right; None where that means nothing.
-        val: what validation found after this epoch; empty before.
+        val: what validation found after this epoch, of epoch 0 before the training; empty while an epoch runs.
     """
 
     stage: str

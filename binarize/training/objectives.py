@@ -86,15 +86,22 @@ class ClassifierObjective(Objective):
         losses: the weights, resolved.
         teacher: in evaluation mode, a `Taps` where blocks are compared; None without.
         routers: of the network, for their balance.
+        shape: ``(c, h, w)`` that the network was calibrated for, where it is known.
     """
 
-    def __init__(self, losses: Losses, teacher: nn.Module | None, net: nn.Module) -> None:
+    def __init__(
+        self, losses: Losses, teacher: nn.Module | None, net: nn.Module, shape: tuple[int, ...] | None = None
+    ) -> None:
         self.losses, self.teacher = losses, teacher
         self.routers = [module for module in net.modules() if isinstance(module, Router)]
+        self.shape = shape
 
     def __call__(self, model: nn.Module, batch: Any) -> Cost:
         """Run both networks on the batch's images and compare."""
         images, labels = images_and_labels(batch)
+        if self.shape is not None and images.shape[1:2] != self.shape[:1]:
+            what = f"they have shape {tuple(images.shape)}, the network takes {('n', *self.shape)}"
+            raise TrainingError(f"cannot fine-tune on these images: {what}; give channels second")
         if self.losses.mix:
             images, labels = mixed(images, self.losses.mix), None
         found, blocks = _split(model(images), self.losses.blocks > 0)
@@ -158,8 +165,9 @@ def soft_cross_entropy(ours: Tensor, theirs: Tensor, temperature: float) -> Tens
 def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
     """Return the images of a batch as a loader gives it, and its labels where it has some."""
     images, labels = _parts(batch)
-    if images.dtype == torch.uint8:
-        raise TrainingError("cannot fine-tune on images of torch.uint8: give floats, scaled as the model was trained")
+    if images.dtype in (torch.uint8, torch.float64):
+        remedy = "give float32, scaled as the model was trained"
+        raise TrainingError(f"cannot fine-tune on images of {images.dtype}: {remedy}")
     return images, labels
 
 
@@ -176,12 +184,11 @@ def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
 
 def _split(found: Any, tapped: bool) -> tuple[Tensor, list[Tensor]]:
     output, blocks = found if tapped else (found, [])
-    if isinstance(output, Mapping):
-        output = scores_of_pixels(output)
-    if not isinstance(output, Tensor) or output.dim() < 2:
+    scores = scores_of_pixels(output) if isinstance(output, Mapping) else output
+    if not isinstance(scores, Tensor) or scores.dim() < 2:
         what = f"the output is a {type(output).__name__}, not scores (n, classes)"
         raise TrainingError(f"cannot fine-tune as a classifier: {what}; give loss_fn(net, batch)")
-    return output, blocks
+    return scores, blocks
 
 
 def _hits(found: Tensor, labels: Tensor | None) -> Tensor | None:

@@ -84,6 +84,7 @@ class Run:
         self.bases, self.place, self.meter = Bases(net), Place(), Meter()
         self.bases.require(self.stages)
         self.history: list[EpochRecord] = []
+        self.before: dict[str, float] = {}
         self.average: RunningAverage | None = None
         self.random: Mapping[str, Any] | None = None
         self.events = EventLog(checkpoints.folder / "events") if checkpoints and processes.writes else None
@@ -95,7 +96,10 @@ class Run:
             self._check(state)
             self.place = Place(**state["place"])
             self.history = [EpochRecord(**epoch) for epoch in state["history"]]
+            self.before = state.get("before", {})
             self._require_passes_left()
+        else:
+            self._measure_before()
         try:
             with StopSignals() as self.signals:
                 while self.place.stage < len(self.stages) and self._stage(state):
@@ -110,7 +114,7 @@ class Run:
             self.net.eval()
             if self.events is not None:
                 self.events.close()
-        return History(tuple(self.history), self.signals.seen, self.texts)
+        return History(tuple(self.history), self.signals.seen, self.texts, self.before)
 
     # Stages and epochs
 
@@ -180,6 +184,14 @@ class Run:
         self._finish_epoch(number, rate)
         return True
 
+    def _measure_before(self) -> None:
+        """Validate what is to be trained: data that it cannot be measured on is found before the long work."""
+        if self.validate is not None and self.processes.writes:
+            self.net.eval()
+            self.before = dict(self.validate())
+            self._report(-1, self.before)
+        self.processes.wait()
+
     def _finish_epoch(self, number: int, rate: float) -> None:
         val = self._validated()
         self.processes.wait()
@@ -200,6 +212,7 @@ class Run:
         self._save()  # the pass is not lost where validation fails: a run that goes on has nothing left of it
         if self.average is not None:
             self.average.swap(self.net)
+        self.net.eval()
         val = dict(self.validate())
         if self.average is not None:
             self.average.swap(self.net)
@@ -274,7 +287,7 @@ class Run:
             return
         whole = sum(map(self._epochs, self.stages))
         left = None
-        if self.batches.count:
+        if self.batches.count and self.place.batch:
             batches = (whole - number) * self.batches.count - self.place.batch
             left = batches * self.meter.seconds / self.place.batch
         step = self.meter.step(self.texts[self.place.stage], number + 1, whole, self.place.batch, self.batches.count)
@@ -296,6 +309,7 @@ class Run:
                 "meter": self.meter.to_dict(),
                 "random": random_state(),
                 "history": [epoch.to_dict() for epoch in self.history],
+                "before": self.before,
             }
         )
         write_csv(self.history, self.checkpoints.folder / "log.csv")
@@ -305,7 +319,7 @@ class Run:
         """Return what a run that goes on has to have in common with the one that was begun."""
         teacher = "none" if self.objective.teacher is None else "given"
         others = {"teacher": teacher, "stages": list(self.texts), "batches of a pass": self.batches.count}
-        return {**self.bases.specs(), **others, **_plain(self.settings)}
+        return {**self.bases.specs(), **others, **_plain(self.settings), **self.batches.prepared}
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """Refuse to resume a run under settings that would not continue it."""
@@ -345,8 +359,14 @@ def _grouped(batches: Iterable[Any], count: int) -> Iterable[list[Any]]:
 
 
 def _images_in(batch: Any) -> int:
-    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    return len(first) if isinstance(first, Tensor | list | tuple) else 1
+    """Return how many images a batch of any kind holds: one as well as any number where nothing tells."""
+    if isinstance(batch, Mapping):
+        return max((_images_in(part) for part in batch.values()), default=1)
+    if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor | list | tuple):
+        return _images_in(batch[0]) if isinstance(batch[0], Tensor) else len(batch[0])
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else 1
+    return len(batch) if isinstance(batch, tuple | list) else 1
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
