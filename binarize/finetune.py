@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from binarize.errors import TrainingError
+from binarize.errors import DataError, TrainingError
 from binarize.evaluate import evaluate
 from binarize.layers.binary import binary_layers
 from binarize.layers.packed import PackedLayer
@@ -89,6 +89,8 @@ def finetune(
         raise TrainingError("cannot use both a teacher and a loss_fn: let loss_fn call the teacher itself")
     if resume and checkpoint is None:
         raise TrainingError("cannot resume: no folder for checkpoints is given; name the one of the run")
+    if loss_fn is None and settings.losses.labels:
+        _require_same_classes(train, val)
     processes = find_processes(net)
     device = processes.device(net)
     net.to(device)
@@ -123,6 +125,15 @@ def _require_given(teacher: object, *data: object) -> None:
     for spec in data:
         if isinstance(spec, str):
             raise TrainingError(f"cannot read data from {spec!r}: open it by load_data")
+
+
+def _require_same_classes(train: object, val: object) -> None:
+    """Refuse labels that mean one thing in training and another in validation: the position of a folder does."""
+    names = [tuple(getattr(data, "classes", ())) for data in (train, val)]
+    if all(names) and names[0] != names[1]:
+        only = [", ".join(sorted({*these} - {*those})) or "none" for these, those in (names, names[::-1])]
+        what = f"only the training data has the classes {only[0]}, only the validation data {only[1]}"
+        raise DataError(f"cannot fine-tune on labels: {what}; give both the same folders for classes")
 
 
 def _objective(

@@ -10,7 +10,7 @@ from binarize.cli.convert import Wish, check_outputs, converted, finish
 from binarize.cli.opening import open_net, open_original, open_teacher
 from binarize.cli.options import SHAPE, data_options, json_option, model_options, seed_option
 from binarize.cli.output import fail, note, progress_bar
-from binarize.cli.preparation import note_preparation, note_teacher
+from binarize.cli.preparation import note_classes, note_preparation, note_teacher
 from binarize.cli.training import settings_of, training_bar, training_options
 
 if TYPE_CHECKING:
@@ -115,12 +115,15 @@ class Course:
         from binarize.data import DataSpec
         from binarize.errors import TrainingError
         from binarize.recipe import read_stages
+        from binarize.training.checkpoints import Checkpoints
 
         for spec in filter(None, (self.data, self.val)):
             DataSpec.parse(spec)
         read_stages(self.stage)
         if self.resume and self.checkpoint is None:
             raise TrainingError("cannot resume: no folder for checkpoints is given; add --checkpoint DIR")
+        if self.checkpoint is not None:
+            Checkpoints(self.checkpoint).require_usable(self.resume)
 
     def run(self, net: "nn.Module", teacher: "nn.Module | None") -> "History":
         """Train ``net`` in place, and bring it back to the processor."""
@@ -140,16 +143,41 @@ class Course:
         train = self._images(self.data, shape, self.augment, self.samples, shuffle=True)
         val = None if self.val is None else self._images(self.val, shape, "none", None, shuffle=False)
         if is_writer() and not self.resume:
-            note_preparation(net if teacher is None else teacher, train)
-            if teacher is not None:
-                note_teacher(net, teacher, train)
+            self._note_doubts(net, teacher, train, val)
+        done = self._note_resumed() if is_writer() and self.resume else None
         with training_bar() as bar:
             history = run(
                 net.to(place), train, teacher=teacher, val=val, settings=self.settings, stages=self.stage or None,
                 checkpoint=self.checkpoint, resume=self.resume, progress=bar,
             )  # fmt: skip
+        if done == len(history.epochs) and history.stopped is None:
+            note("nothing was left to train: the run was complete")
         net.cpu()
         return history
+
+    def _note_doubts(
+        self, net: "nn.Module", teacher: "nn.Module | None", train: "Images", val: "Images | None"
+    ) -> None:
+        """Say what speaks against the data or the teacher."""
+        note_preparation(net if teacher is None else teacher, train)
+        if teacher is not None:
+            note_teacher(net, teacher, train)
+        for images in (val, train if teacher is None or self.settings.losses.labels else None):
+            if images is not None:
+                note_classes(net, images)
+
+    def _note_resumed(self) -> int:
+        """Say where a run goes on; return how many epochs it has already."""
+        from binarize.training.checkpoints import Checkpoints
+
+        assert self.checkpoint is not None
+        state = Checkpoints(self.checkpoint).read()
+        if state is None:
+            note(f"there is no checkpoint in {self.checkpoint} yet: the run starts from the beginning")
+            return 0
+        done = len(state["history"])
+        note(f"the run in {self.checkpoint} goes on after epoch {done}")
+        return done
 
     def _images(
         self, spec: str, shape: tuple[int, ...] | None, augment: str, samples: int | None, *, shuffle: bool

@@ -1,4 +1,4 @@
-"""Says so where images look unlike those that a model was trained on, or a teacher knows less than who is taught."""
+"""Says so where images look unlike those of training, labels are no outputs, or a teacher knows less than its pupil."""
 
 import itertools
 from collections.abc import Iterable
@@ -9,7 +9,9 @@ from binarize.cli.output import note
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["note_preparation", "note_teacher"]
+    from binarize.data import Images
+
+__all__ = ["note_classes", "note_preparation", "note_teacher"]
 
 SURE = 3.0  # standard deviations: a teacher of the same accuracy is doubted about once in a thousand runs
 
@@ -18,7 +20,7 @@ def note_preparation(model: "nn.Module", batches: Iterable[Any]) -> None:
     """Look at the first images of ``batches``, and note what speaks against their preparation, if anything does."""
     doubt = _doubt(model, ((batch[0] if isinstance(batch, tuple | list) else batch,) for batch in batches))
     if doubt is not None:
-        remedy = "check --mean and --std (bytes are divided by 255 before) and --channels"
+        remedy = "check --mean and --std (bytes are divided by 255 before), --channels and --input-shape"
         note(f"warning: the images look unlike {doubt}; {remedy}")
 
 
@@ -42,6 +44,24 @@ def note_teacher(net: "nn.Module", teacher: "nn.Module", batches: Iterable[Any])
     if ours.top1 - theirs.top1 > SURE * ((ours.top1 + theirs.top1) / ours.samples) ** 0.5:
         saw = f"{theirs.top1:.0%} of the first {ours.samples} images right, the network {ours.top1:.0%}"
         note(f"warning: the teacher decides {saw} already; check that --teacher is the original, with its own weights")
+
+
+def note_classes(net: "nn.Module", images: "Images") -> None:
+    """Note where the images have names for more or fewer classes than the network has outputs."""
+    import torch
+
+    if images.task != "classification" or not images.classes:
+        return
+    first, _ = next(iter(images))
+    try:
+        with torch.no_grad():
+            outputs = net(first[:1])
+    except (RuntimeError, TypeError, ValueError):  # what runs the network next says so
+        return
+    count = len(images.classes)
+    if isinstance(outputs, torch.Tensor) and outputs.dim() == 2 and outputs.shape[1] != count:
+        what = f"{images.title} has folders for {count} classes, the network {outputs.shape[1]} outputs"
+        note(f"warning: {what}; a label is the position of its folder in the order of names, so labels may be wrong")
 
 
 def _doubt(model: "nn.Module", inputs: Iterable[tuple[Any]]) -> str | None:

@@ -29,20 +29,30 @@ class Checkpoints:
         self.folder = folder
         self.path = folder / NAME
 
-    def prepare(self, resume: bool) -> None:
-        """Make the folder, and refuse to lose a run that is already there.
+    def require_usable(self, resume: bool) -> None:
+        """Refuse to lose a run that is already there.
 
         Raises:
-            OutputError: the folder cannot be made.
+            OutputError: the folder is something else.
             TrainingError: it holds a checkpoint, and nobody asked to resume.
         """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OutputError(f"cannot write checkpoints to {self.folder}: it is a file; name a folder")
+        if self.path.exists() and not resume:
+            remedy = "resume it (--resume, resume=True), or give another folder"
+            raise TrainingError(f"cannot start a run in {self.folder}: it holds the checkpoint of one; {remedy}")
+
+    def prepare(self, resume: bool) -> None:
+        """Make the folder, after `require_usable`.
+
+        Raises:
+            OutputError: it cannot be made.
+        """
+        self.require_usable(resume)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as cause:
             raise OutputError(f"cannot write checkpoints to {self.folder}: {cause.strerror}; name a folder") from cause
-        if self.path.exists() and not resume:
-            remedy = "resume it (--resume, resume=True), or give another folder"
-            raise TrainingError(f"cannot start a run in {self.folder}: it holds the checkpoint of one; {remedy}")
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Write ``state``.

@@ -160,3 +160,42 @@ def test_json_says_why_nothing_is_a_number(desk, trainable, tmp_path):
     result = run("finetune", trainable, "--data", desk.data, "--epochs", 1, "-o", tmp_path / "o.safetensors", "--json")
 
     assert json.loads(result.stdout)["training"]["stopped"] is None
+
+
+def test_a_resumed_command_says_where_it_goes_on(desk, trainable, tmp_path):
+    words = "finetune", trainable, "--data", desk.data, "--checkpoint", tmp_path / "run", "--resume"
+    words = *words, "-o", tmp_path / "out.safetensors"
+
+    first = run(*words, "--epochs", 1)
+    second = run(*words, "--epochs", 2)
+
+    assert f"there is no checkpoint in {tmp_path / 'run'} yet: the run starts from the beginning" in first.stderr
+    assert f"the run in {tmp_path / 'run'} goes on after epoch 1\n" in second.stderr
+    assert "epoch 2/2" in second.stderr
+    assert "nothing was left to train" in run(*words, "--epochs", 2).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--augment", "cifar"), "augment 'none', now it is 'cifar'"),
+        (("--mean", "0.1,0.2,0.3"), "mean '0,0,0', now it is '0.1,0.2,0.3'"),
+        (("--channels", "bgr"), "channels 'rgb', now it is 'bgr'"),
+    ],
+)
+def test_images_prepared_in_another_way_do_not_continue_a_run(desk, trainable, tmp_path, options, why):
+    words = "finetune", trainable, "--data", desk.data, "--checkpoint", tmp_path, "-o", tmp_path / "out.safetensors"
+    assert run(*words, "--epochs", 1).exit_code == 0
+
+    assert why in refused(*words, "--epochs", 2, "--resume", *options)
+
+
+def test_a_place_for_checkpoints_is_looked_at_before_anything_is_converted(desk, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    words = "finetune", desk.checkpoint, "--arch", desk.factory, "--data", desk.data, "-o", tmp_path / "out.safetensors"
+
+    said = run(*words, "--checkpoint", tmp_path / "file")
+
+    assert said.exit_code == 2
+    assert said.stderr == f"binarize: cannot write checkpoints to {tmp_path / 'file'}: it is a file; name a folder\n"
+    assert (tmp_path / "file").read_text() == "mine"

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from cli_desk import refused, run, run_json
+from PIL import Image
 
 from binarize.artifact import load
+from binarize.record import record_of
 from binarize.sources import open_model
 
 TRAINED = "warning: the images look unlike those of training: 1 sees"
@@ -116,3 +118,56 @@ def test_a_teacher_that_cannot_be_compared_is_left_to_the_training(desk, mastere
 
     assert "warning" not in said.stderr
     assert "cannot learn from the teacher: its outputs have shape (64, 3), the network's (64, 7)" in said.stderr
+
+
+@pytest.fixture
+def folders(desk, tmp_path):
+    """Return the options of a trainable network of seven classes, and a function that writes images in folders."""
+    net = tmp_path / "net.safetensors"
+    words = (desk.checkpoint, "--arch", desk.factory, "--data", desk.data)
+    assert run("convert", *words, "-o", net, "--trainable").exit_code == 0
+
+    def write(name, classes):
+        generator = np.random.default_rng(0)
+        for label in classes:
+            (tmp_path / name / label).mkdir(parents=True)
+            for index in range(4):
+                pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / name / label / f"{index}.png")
+        return f"imagefolder:{tmp_path / name}"
+
+    return ("finetune", net, "--epochs", 1, "-o", tmp_path / "out.safetensors"), write
+
+
+def test_folders_for_other_classes_than_those_trained_on_are_refused_by_name(folders):
+    words, write = folders
+    train, val = write("train", "abcdefg"), write("val", "bcdefgh")
+
+    said = refused(*words, "--data", train, "--val", val)
+
+    assert "only the training data has the classes a, only the validation data h; give both the same folders" in said
+
+
+def test_folders_for_more_or_fewer_classes_than_outputs_are_doubted(desk, folders):
+    words, write = folders
+    few, all_of_them = write("few", "abcdef"), write("all", "abcdefg")
+    teacher = "--teacher", desk.checkpoint, "--arch", desk.factory
+    doubt = "has folders for 6 classes, the network 7 outputs; a label is the position of its folder"
+
+    assert doubt in run("evaluate", words[1], "--data", few).stderr
+    assert doubt in run(*words, "--data", few).stderr
+    assert doubt in run(*words, *teacher, "--data", all_of_them, "--val", few).stderr
+    assert "folders for" not in run(*words, *teacher, "--data", few, "--val", all_of_them).stderr  # no label is learnt
+    assert "folders for" not in run("evaluate", words[1], "--data", all_of_them).stderr
+
+
+def test_small_files_keep_their_size_in_every_command(desk, folders, tmp_path):
+    _, write = folders
+    data = write("train", "abcdefg")
+    out = tmp_path / "own.safetensors"
+
+    said = run("convert", desk.checkpoint, "--arch", desk.factory, "--data", data, "-o", out, "--trainable")
+    assert "chose --input-shape 3,8,8" in said.stderr
+    assert record_of(load(out)).input_shape == (3, 8, 8)
+    assert run("evaluate", desk.checkpoint, "--arch", desk.factory, "--data", data).exit_code == 0
+    assert run("finetune", out, "--data", data, "--epochs", 1, "-o", tmp_path / "tuned.safetensors").exit_code == 0
