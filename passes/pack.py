@@ -15,6 +15,7 @@ from binarize.layers.branches import branch_groups
 from binarize.layers.packed import Geometry, PackActivation, PackedConv2d, PackedLayer, PackedLinear
 from binarize.layers.packed_nd import PackedConvNd
 from binarize.passes.base import Pass, PassResult
+from binarize.passes.dropout import TakeOutDropout
 from binarize.passes.fold_batchnorm import FoldBatchNorm
 from binarize.passes.fuse import FuseEpilogue, FuseReader
 from binarize.passes.graph import Call, call_again, call_before, calls, first_input, put, swap
@@ -126,9 +127,10 @@ def graphs_of(net: nn.Module) -> Iterator[tuple[str, fx.GraphModule]]:
 def pack(net: nn.Module) -> nn.Module:
     """Return the packed form of a converted network: same outputs, bits inside. ``net`` is left as it is.
 
-    The copy is in evaluation mode; batch normalisation is folded, residual additions and clamps are fused, one-plane
-    activations between convolutions become integer thresholds, and each tensor is packed once for all its readers.
-    Of branches that a router chooses, only the chosen run. Each layer takes the route that is quickest on this machine.
+    The copy is in evaluation mode; dropout is taken out, batch normalisation folded, residual additions and clamps are
+    fused, one-plane activations between convolutions become integer thresholds, and each tensor is packed once for all
+    its readers. Of branches that a router chooses, only the chosen run. Each layer takes the route that is quickest on
+    this machine.
 
     Raises:
         ModelError: ``net`` holds no binary layer, or is packed already.
@@ -139,7 +141,7 @@ def pack(net: nn.Module) -> nn.Module:
         raise ModelError(f"cannot pack {type(net).__name__}: it has no binary layers; run convert first")
     packed = copy.deepcopy(net).eval()
     for _, gm in graphs_of(packed):
-        for step in (PackLayers(), FoldBatchNorm(), FuseEpilogue(), FuseReader()):
+        for step in (TakeOutDropout(), PackLayers(), FoldBatchNorm(), FuseEpilogue(), FuseReader()):
             step(gm)
     for name, layer in list(binary_layers(packed)):
         put(packed, name, pack_layer(layer))

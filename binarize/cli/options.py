@@ -78,7 +78,9 @@ def data_options(required: bool, text: str) -> Callable[[_Command], _Command]:
             help="The order that the model reads; --mean and --std are in it.",
         )(command)  # fmt: skip
         std = click.option("--std", type=FLOATS, help="Divided by after --mean, per channel.")(order)
-        mean = click.option("--mean", type=FLOATS, help="Subtracted after division by 255, per channel.")(std)
+        mean = click.option(
+            "--mean", type=FLOATS, help="Subtracted after division by 255; else ImageNet's for imagefolder, 0."
+        )(std)
         return click.option("--data", metavar="SPEC", required=required, help=f"{text}: {FORMS}.")(mean)
 
     return add
