@@ -9,22 +9,27 @@ many clusters as there are sets, by their mean features S, and all branches of s
 
 with P the main directions of the features, and b so that all sets are chosen alike often. At first the network is that
 of K branches; training makes the sets differ. Where K does not divide N, what the last set lacks is chosen from the
-next best, at a smaller share. docs/decisions/0004-start-of-routers.md says what else was tried.
+next best, at a smaller share.
+
+In training a branch meets its own images only. So the normalisation layers of the copies get the statistics of those,
+and the scale and shift with which they compute the same as before. docs/decisions/0004-start-of-routers.md says what
+else was tried.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from binarize.layers.branches import Branches, Router, mean_features, routed_groups, sharing
 
 __all__ = ["split_branches", "start_router"]
 
 SPREAD = 1.0  # standard deviation of the first logits
-PREFERRED = 1e-3  # how much more the branches that the last set lacks are wanted than others of the same set
+FEWEST = 8  # images that statistics are taken from
 ROUNDS = 20  # of moving the centres
 STEPS = 300  # of balancing
 TINY = 1e-6  # share of the largest singular value below which a direction is noise
@@ -55,10 +60,8 @@ def start_router(router: Router, features: Tensor, before: Tensor | None = None)
     if before is not None and int(before.max()) < len(centres):
         order = _numbers(chosen, before, len(centres))
         slope, bias, chosen = slope[order], bias[order], torch.tensor(order, device=chosen.device).argsort()[chosen]
-    branch = torch.arange(stored, device=features.device)
-    sets, role = branch // router.executed, branch % router.executed
-    lacking = role >= stored - (len(centres) - 1) * router.executed
-    slope, bias = slope[sets], bias[sets] + PREFERRED * lacking
+    sets = torch.arange(stored, device=features.device) // router.executed
+    slope, bias = slope[sets], bias[sets]
     _set(router.squeeze, torch.cat([directions, -directions]), torch.cat([offset, -offset]))
     _set(router.choose, scale * torch.cat([slope, -slope], 1), bias)  # relu(z) - relu(-z) = z
     return chosen
@@ -128,6 +131,7 @@ def split_branches(net: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
         net: in evaluation mode, the first K branches of its groups ready.
         batches: argument tuples of ``forward``: the images to divide among the sets.
     """
+    batches = list(batches)
     seen: dict[Branches, list[Tensor]] = {}
     handles = [group.register_forward_pre_hook(_keeping(seen)) for group in routed_groups(net)]
     try:
@@ -145,6 +149,65 @@ def split_branches(net: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
         assert group.router is not None
         before = None if before is None or len(before) != len(features) else before
         before = start_router(group.router, features, before)
+    if seen:
+        _renormalise(net, batches)
+
+
+def _renormalise(net: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
+    """Let normalisation layers of routed branches hold the statistics of their images, and compute what they did."""
+    groups = routed_groups(net)
+    modules = [module for group in groups for body in group.bodies for module in body.modules()]
+    seen = {layer: _Moments() for layer in modules if isinstance(layer, _BatchNorm) and layer.track_running_stats}
+    handles = [layer.register_forward_pre_hook(moments.add) for layer, moments in seen.items()]
+    try:
+        for group in groups:
+            group.sparse = True  # a branch then sees no other images than its own
+        for batch in batches:
+            net(*batch)
+    finally:
+        for group in groups:
+            group.sparse = False
+        for handle in handles:
+            handle.remove()
+    for layer, moments in seen.items():
+        if layer.affine and moments.images >= FEWEST:
+            _replace_statistics(layer, *moments.of_all())
+
+
+def _replace_statistics(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    """Set the statistics, and the scale and shift with which the layer computes the same in evaluation."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    old, new = ((values.double() + layer.eps).sqrt() for values in (layer.running_var, variance))
+    slope = layer.weight.double() / old
+    layer.bias.add_(slope * (mean - layer.running_mean.double()))
+    layer.weight.copy_(slope * new)
+    layer.running_mean.copy_(mean)
+    layer.running_var.copy_(variance)
+
+
+@final
+class _Moments:
+    """Sums of what a layer receives, by channel.
+
+    Attributes:
+        images: that it received.
+    """
+
+    def __init__(self) -> None:
+        self.images, self._count = 0, 0
+        self._total = self._squares = torch.zeros(())
+
+    def add(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Take the input ``(n, c, ...)`` of a call in."""
+        values = args[0].double().transpose(0, 1).flatten(1)
+        self.images, self._count = self.images + len(args[0]), self._count + values.shape[1]
+        self._total, self._squares = self._total + values.sum(1), self._squares + values.square().sum(1)
+
+    def of_all(self) -> tuple[Tensor, Tensor]:
+        """Return mean and variance ``(c,)``."""
+        mean = self._total / self._count
+        return mean, (self._squares / self._count - mean.square()).clamp_min(0)
 
 
 def _keeping(seen: dict[Branches, list[Tensor]]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -84,9 +84,11 @@ class Gate(nn.Module):
 class Router(nn.Module):
     """Chooses for each image which K of N stored branches run, from the incoming aggregate.
 
-        l = F2 relu(F1 mean(S)),  p = softmax(l),  share_i = p_i / sum of the K largest p, 0 for the others          (3)
+    Branch i is a copy of branch i mod K, and for each of these K one copy is chosen, the one with the largest l:
 
-    In training the K with the largest l + ``temperature`` * Gumbel noise are chosen; their shares are by l alone, as in
+        l = F2 relu(F1 mean(S)),  p = softmax(l),  share_i = p_i / sum of the K chosen p, 0 for the others           (3)
+
+    In training that with the largest l + ``temperature`` * Gumbel noise is chosen; the shares are by l alone, as in
     evaluation. The choice itself has no gradient, the shares have.
 
     Attributes:
@@ -113,13 +115,20 @@ class Router(nn.Module):
         wanted = logits.detach()
         if self.training:
             wanted = wanted - self.temperature * torch.empty_like(wanted).exponential_().log()
-        chosen = wanted.topk(self.executed, 1).indices
+        chosen = self._one_of_each(wanted)
         # the softmax of the chosen alone is what p_i / sum of theirs comes to
         shares = torch.zeros_like(logits).scatter(1, chosen, logits.gather(1, chosen).softmax(1))
         if self.training:
             used = (shares > 0).to(logits.dtype).mean(0) / self.executed
             self.balance = len(used) * (used * logits.softmax(1).mean(0)).sum()
         return shares
+
+    def _one_of_each(self, wanted: Tensor) -> Tensor:
+        """Map ``(n, N)`` to the number ``(n, K)`` of the most wanted among the branches k, k + K, ... for each k."""
+        lacking = -wanted.shape[1] % self.executed
+        copies = F.pad(wanted, (0, lacking), value=-torch.inf).unflatten(1, (-1, self.executed))
+        found: Tensor = copies.argmax(1) * self.executed + torch.arange(self.executed, device=wanted.device)
+        return found
 
     def logits(self, aggregate: Tensor) -> Tensor:
         """Map ``(n, c, ...)`` to ``(n, N)``, in full precision also where torch computes the rest in bfloat16."""

@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from models import Residual
+from torch import nn
 
 from binarize.calibrate import calibrate
-from binarize.calibration.routers import start_router
+from binarize.calibration.routers import split_branches, start_router
 from binarize.layers.binary import BinaryActivation
-from binarize.layers.branches import Router, branch_groups
+from binarize.layers.branches import Router, branch_groups, routed_groups, sharing
 from binarize.passes.capture import capture
 from binarize.passes.decompose_groups import DecomposeGroups
 from binarize.schemes.presets import build_scheme
@@ -159,3 +160,62 @@ def test_conversion_makes_what_as_many_branches_make_that_all_run():
     for path, scales in records[1].scales.items():
         assert records[0].scales[path] == pytest.approx(scales * 2, rel=1e-4)
     assert all(activation.fitted for activation in routed_net.modules() if isinstance(activation, BinaryActivation))
+
+
+@torch.no_grad()
+def test_normalisation_of_copies_holds_the_statistics_of_their_images_and_computes_the_same():
+    net, teacher = routed("group-net:k=2,stored=4")
+    x = torch.randn(64, 3, 8, 8)
+    x[::2] += 3
+    batches = [(part,) for part in x.split(16)]
+    calibrate(net, teacher, batches)
+    for group in routed_groups(net):
+        for k, body in enumerate(group.bodies):
+            for layer in normalisation(body):
+                layer.running_mean.add_(0.25 * k)
+                layer.bias.add_(0.1 * k)
+    wanted = net(x)
+    with sharing(net):
+        shared = net(x)
+
+    split_branches(net, batches)
+    for group in routed_groups(net):
+        group.sparse = True
+    seen = {}
+    for group in routed_groups(net):
+        for body in group.bodies:
+            for layer in normalisation(body):
+                layer.register_forward_pre_hook(lambda layer, args: seen.update({layer: args[0].double()}))
+    found = net(x)
+
+    assert not torch.allclose(wanted, shared, atol=1e-2)
+    # a value of normalisation is rounded twice more; some sign among 10,000 may turn over
+    torch.testing.assert_close(found, shared, rtol=1e-3, atol=1e-3)
+    assert len(seen) == sum(len(normalisation(body)) for group in routed_groups(net) for body in group.bodies)
+    for layer, values in seen.items():
+        variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
+        torch.testing.assert_close(layer.running_mean.double(), mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer.running_var.double(), variance, rtol=1e-3, atol=1e-4)
+
+
+def normalisation(body):
+    return [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize(("stored", "executed"), [(8, 4), (7, 3), (5, 1), (3, 3)])
+@pytest.mark.parametrize("training", [False, True])
+def test_one_copy_of_each_branch_is_chosen_however_much_others_are_wanted(stored, executed, training):
+    router = Router(6, stored, executed).train(training)
+    router.temperature.fill_(5.0)
+    with torch.no_grad():
+        router.choose.bias.copy_(torch.arange(stored) % executed * 3.0)
+    features = torch.randn(300, 6)
+    shares = router(features)
+
+    chosen = shares > 0
+    assert torch.equal(chosen.sum(1), torch.full((300,), executed))
+    assert all(torch.equal(chosen[:, k::executed].sum(1), torch.ones(300, dtype=torch.int64)) for k in range(executed))
+    torch.testing.assert_close(shares.sum(1), torch.ones(300))
+    if not training:
+        best = [router.logits(features)[:, k::executed].argmax(1) * executed + k for k in range(executed)]
+        assert bool(chosen.gather(1, torch.stack(best, 1)).all())
