@@ -1,6 +1,6 @@
 """Group-wise structure: K binary branches of one group, added up; gates between groups; a router that picks branches.
 
-With S the aggregate that comes in, h_k what branch k gave in the group before, f_k branch k:
+With S the aggregate that comes in, f_k branch k, h_k what it or the copy of it that ran gave in the group before:
 
     x_k = g h_k + (1 - g) S,  g = sigmoid(theta)       without a gate x_k = S                              (1)
     v_k = f_k(x_k)
@@ -117,7 +117,9 @@ class Router(nn.Module):
             wanted = wanted - self.temperature * torch.empty_like(wanted).exponential_().log()
         chosen = self._one_of_each(wanted)
         # the softmax of the chosen alone is what p_i / sum of theirs comes to
-        shares = torch.zeros_like(logits).scatter(1, chosen, logits.gather(1, chosen).softmax(1))
+        least = torch.finfo(logits.dtype).tiny  # what is chosen runs, however small its share
+        found = logits.gather(1, chosen).softmax(1).clamp_min(least)
+        shares = torch.zeros_like(logits).scatter(1, chosen, found)
         if self.training:
             used = (shares > 0).to(logits.dtype).mean(0) / self.executed
             self.balance = len(used) * (used * logits.softmax(1).mean(0)).sum()
@@ -193,7 +195,7 @@ class Branches(nn.Module):
         """Map the aggregate ``(n, ...)``, and each branch's own where there is a gate, to the new aggregate.
 
         Returns:
-            ``S'``, or ``(S', v_1, ..., v_N)`` if `hands_on`; a branch that did not run for an image hands on S'.
+            ``S'``, or ``(S', v_1, ..., v_N)`` if `hands_on`; for an image that another copy ran for, what that gave.
             If `sparse`, each v is a list of images.
         """
         if (self.sparse or self.training) and not self.shared and self.router is not None and may_choose(aggregate):
@@ -202,13 +204,11 @@ class Branches(nn.Module):
         values = self._values(aggregate, own)
         if self.router is None or self.shared:
             total = self.add(values, aggregate.new_full((1, len(values)), 1 / len(values)))
-            resting = [total] * (len(self.bodies) - len(values))
-            return (total, *values, *resting) if self.hands_on else total
+            handed = [values[k % len(values)] for k in range(len(self.bodies))]
+            return (total, *handed) if self.hands_on else total
         shares = self.router(aggregate)
         total = self.add(values, shares)
-        ran = [per_image(shares[:, k] != 0, total) for k in range(len(values))]
-        handed = (torch.where(here, value, total) for here, value in zip(ran, values, strict=True))
-        return (total, *handed) if self.hands_on else total
+        return (total, *self._of_copies(values, shares != 0)) if self.hands_on else total
 
     def terms(self, aggregate: Tensor, *own: Tensor) -> list[Tensor]:
         """Return ``share_k v_k`` of equation (2) for each branch that runs, ``(n, ...)``: what the scales weigh."""
@@ -228,6 +228,15 @@ class Branches(nn.Module):
         for k, value in enumerate(values[1:], 1):
             total = add_weighted(total, weights[:, k], value)
         return total
+
+    def _of_copies(self, values: Sequence[Tensor], ran: Tensor) -> list[Tensor]:
+        """Return for each branch the outputs ``(n, ...)`` of that of its copies that ran, by ``(n, N)``."""
+        assert self.router is not None
+        count = self.router.executed
+        found = [*values[:count]]
+        for k, value in enumerate(values[count:], count):
+            found[k % count] = torch.where(per_image(ran[:, k], value), value, found[k % count])
+        return [found[k % count] for k in range(len(values))]
 
     def _weights(self, shares: Tensor) -> Tensor:
         return shares if self.scale is None else shares * self.scale[: shares.shape[1]]
@@ -266,7 +275,7 @@ class Branches(nn.Module):
     ) -> Tensor | tuple[Tensor | Rows, ...]:
         gather = partial(_take, aggregate) if self.gate is None else self.gate.gather(aggregate, own)
         bodies = [*self.bodies]
-        total, rows = run_chosen(bodies, gather, self._weights(shares), shares != 0, rows=self.hands_on)
+        total, rows = run_chosen(bodies, gather, self._weights(shares), shares != 0, hands_on=self._handed())
         return (total, *rows) if self.hands_on else total
 
     def _train_chosen(
@@ -278,7 +287,11 @@ class Branches(nn.Module):
             x = some(aggregate, images)
             return x if gate is None else gate.mix(k, x, some(values[k], images))
 
-        return train_chosen([*self.bodies], gather, self._weights(shares), shares != 0, hands_on=self.hands_on)
+        return train_chosen([*self.bodies], gather, self._weights(shares), shares != 0, hands_on=self._handed())
+
+    def _handed(self) -> int:
+        """Return how many outputs are handed on: the copies of a branch share one."""
+        return self.router.executed if self.hands_on and self.router is not None else 0
 
     def extra_repr(self) -> str:
         """Name the layers that each branch copies."""

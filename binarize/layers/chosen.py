@@ -53,7 +53,7 @@ def run_chosen(
     weights: Tensor,
     ran: Tensor,
     *,
-    rows: bool,
+    hands_on: int,
 ) -> tuple[Tensor, list[Rows]]:
     """Run each branch on the images that chose it. For inference: no gradients.
 
@@ -61,18 +61,17 @@ def run_chosen(
         bodies: N branches.
         gather: from a branch and the images it runs for, by number, to the branch's input.
         weights: ``(n, N)``, what each output is multiplied by.
-        ran: ``(n, N)`` bool, whether a branch runs for an image; at least one does for each.
-        rows: whether the branches' outputs are asked for too.
+        ran: ``(n, N)`` bool, whether a branch runs for an image: one among k, k + K, ... does for each k < K.
+        hands_on: K where the branches' outputs are asked for too, else 0.
 
     Returns:
         The weighted sum ``(n, ...)``, the same bits as that of all branches with the others at weight 0, and for each
-        branch its output ``(...)`` per image, or the sum where it did not run: views, without memory of their own.
+        branch the output ``(...)`` per image of that of its copies that ran: views, without memory of their own.
     """
     total: Tensor | None = None
-    outputs: list[tuple[list[int], Tensor]] = []
+    outputs: list[Rows] = [[weights] * len(weights) for _ in range(hands_on)]  # every place gets its image's output
     for k, images in enumerate(_images(ran)):
         if not images:
-            outputs.append(([], weights))
             continue
         part = bodies[k](gather(k, images))
         total = _zeros(len(weights), part) if total is None else total
@@ -80,9 +79,10 @@ def run_chosen(
         for first, last in runs(images):
             add_weighted(total[first:last], weights[first:last, k], part[place : place + last - first])
             place += last - first
-        outputs.append((images, part))
+        for image, value in zip(images, part.unbind() if hands_on else (), strict=False):
+            outputs[k % hands_on][image] = value
     assert total is not None
-    return total, [_rows(images, part, total) for images, part in outputs if rows]
+    return total, [outputs[k % hands_on] for k in range(len(bodies) if hands_on else 0)]
 
 
 @_never_compiled
@@ -92,7 +92,7 @@ def train_chosen(
     weights: Tensor,
     ran: Tensor,
     *,
-    hands_on: bool,
+    hands_on: int,
 ) -> Tensor | tuple[Tensor, ...]:
     """Run each branch on the images that chose it, with gradients.
 
@@ -102,18 +102,17 @@ def train_chosen(
         bodies: N branches.
         gather: from a branch and the numbers of images it runs for to the branch's input.
         weights: ``(n, N)``, what each output is multiplied by.
-        ran: ``(n, N)`` bool, whether a branch runs for an image; at least one does for each.
-        hands_on: whether the branches' outputs are asked for too.
+        ran: ``(n, N)`` bool, whether a branch runs for an image: one among k, k + K, ... does for each k < K.
+        hands_on: K where the branches' outputs are asked for too, else 0.
 
     Returns:
-        The weighted sum ``(n, ...)``, and with ``hands_on`` each branch's output, the sum where it did not run.
+        The weighted sum ``(n, ...)``, and with ``hands_on`` for each branch the outputs of its copies that ran.
     """
     total: Tensor | None = None  # the axes of this and of the parts lie as in memory
     order: list[int] = []
-    outputs: list[tuple[Tensor, Tensor] | None] = []
+    outputs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(hands_on)]
     for k, numbers in enumerate(_images(ran)):
         if not numbers:
-            outputs.append(None)
             continue
         images = torch.tensor(numbers, device=weights.device)
         with _settled(bodies[k]) if len(numbers) == 1 else contextlib.nullcontext():
@@ -123,13 +122,20 @@ def train_chosen(
         weighted = per_image(weights[:, k].index_select(0, images), part) * part
         total = weighted.new_zeros(len(weights), *part.shape[1:]) if total is None else total
         total = total.index_add_(0, images, weighted)
-        outputs.append((images, part))
+        if hands_on:
+            outputs[k % hands_on].append((images, part))
     assert total is not None
     back = _inverse(order)
     if not hands_on:
         return total.permute(back)
-    handed = (total if made is None else total.index_copy(0, made[0], made[1].to(total.dtype)) for made in outputs)
-    return tuple(value.permute(back) for value in (total, *handed))
+    handed = [_in_order(parts).to(total.dtype).permute(back) for parts in outputs]
+    return total.permute(back), *(handed[k % hands_on] for k in range(len(bodies)))
+
+
+def _in_order(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return one batch of parts ``(numbers of images, values)`` that hold each image once."""
+    places = torch.cat([images for images, _ in parts]).argsort()
+    return torch.cat([values for _, values in parts]).index_select(0, places)
 
 
 def some(x: Tensor, images: Tensor) -> Tensor:
@@ -201,10 +207,3 @@ def _images(ran: Tensor) -> list[list[int]]:
     """Return the numbers of the images that each branch runs for."""
     table = ran.t().tolist()
     return [[image for image, here in enumerate(row) if here] for row in table]
-
-
-def _rows(images: Sequence[int], part: Tensor, total: Tensor) -> Rows:
-    found = list(total.unbind())
-    for image, value in zip(images, part.unbind(), strict=False):
-        found[image] = value
-    return found

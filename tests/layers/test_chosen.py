@@ -42,23 +42,23 @@ def test_images_of_fresh_memory_do_not_overlap(x):
     assert made.untyped_storage().nbytes() == made.numel() * made.element_size()
 
 
-def test_outputs_are_handed_on_without_copies_and_the_sum_where_a_branch_did_not_run():
+def test_outputs_are_handed_on_without_copies_for_all_copies_of_a_branch():
     x = torch.randn(4, 2, 3, 3)
-    ran = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 0]]).bool()
-    weights = torch.rand(4, 3) * ran
+    ran = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 0]]).bool()
+    weights = torch.rand(4, 4) * ran
     parts = []
-    bodies = [nn.Sequential(nn.Conv2d(2, 2, 1)) for _ in range(3)]
+    bodies = [nn.Sequential(nn.Conv2d(2, 2, 1)) for _ in range(4)]
     for body in bodies:
         body.register_forward_hook(lambda m, args, y: parts.append(y))
-    total, rows = run_chosen(bodies, lambda k, images: take(x, images), weights, ran, rows=True)
+    total, rows = run_chosen(bodies, lambda k, images: take(x, images), weights, ran, hands_on=2)
 
-    assert [len(part) for part in parts] == [3, 2]
+    assert [len(part) for part in parts] == [2, 2, 2, 2]
     for image in range(4):
-        for k in range(3):
-            wanted = bodies[k](x[image : image + 1])[0] if ran[image, k] else total[image]
-            torch.testing.assert_close(rows[k][image], wanted)
-    assert rows[1][2].data_ptr() == parts[1][1].data_ptr()
-    assert rows[2][3].data_ptr() == total[3].data_ptr()
-    wanted = sum(weights[:, k].reshape(-1, 1, 1, 1) * bodies[k](x) for k in range(3))
+        for k in range(4):
+            copy = k % 2 if ran[image, k % 2] else k % 2 + 2
+            torch.testing.assert_close(rows[k][image], bodies[copy](x[image : image + 1])[0])
+    assert rows[0][1].data_ptr() == rows[2][1].data_ptr() == parts[0][1].data_ptr()
+    assert rows[1][2].data_ptr() == rows[3][2].data_ptr() == parts[3][1].data_ptr()
+    wanted = sum(weights[:, k].reshape(-1, 1, 1, 1) * bodies[k](x) for k in range(4))
     torch.testing.assert_close(total, wanted)
-    assert run_chosen(bodies, lambda k, images: take(x, images), weights, ran, rows=False)[1] == []
+    assert run_chosen(bodies, lambda k, images: take(x, images), weights, ran, hands_on=0)[1] == []
