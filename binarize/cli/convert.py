@@ -1,6 +1,7 @@
 """`binarize convert`: a trained model in, a packed network out."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -134,14 +135,17 @@ class Wish:
 
     def shape(self, opened: "Opened") -> tuple[int, ...] | None:
         """Return ``(c, h, w)`` to calibrate on; None leaves it to the data."""
+        if self.input_shape is not None or self.data_has_shape:
+            return self.input_shape
+        return opened.input_shape or self._usual_shape
+
+    @functools.cached_property
+    def _usual_shape(self) -> tuple[int, ...]:
+        """What the files of a folder say, looked at once: there may be a million."""
         from binarize.data import DataSpec
         from binarize.imagefolder import Folders, usual_shape
 
-        if self.input_shape is not None or self.data_has_shape:
-            return self.input_shape
-        if opened.input_shape is not None or self.data is None:
-            return opened.input_shape or (3, 224, 224)
-        return usual_shape(Folders.read(DataSpec.parse(self.data).folder).files)
+        return (3, 224, 224) if self.data is None else usual_shape(Folders.read(DataSpec.parse(self.data).folder).files)
 
     def announced(self, opened: "Opened", chosen: Path | None) -> list[str]:
         """Return a sentence for each choice that was left to us."""
