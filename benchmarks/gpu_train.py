@@ -209,7 +209,7 @@ class Table:
         self.out.mkdir(parents=True, exist_ok=True)
         self.file = self.out / "results.json"
         self.rows: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
-        self.end = time.monotonic() + 60 * options.minutes
+        self.end, self.stopping = time.monotonic() + 60 * options.minutes, False
         self.task = TASKS[options.task]
         self.train = self.task.load(options.train, options, augment=True)
         self.val = self.task.load(options.val, options, augment=False)
@@ -281,8 +281,9 @@ class Table:
         return max(1, min(self.options.epochs, int(0.9 * seconds / epoch)))
 
     def stop_in_time(self, step: Step) -> None:
-        """Ask the run to end with a checkpoint, as a signal from outside would."""
-        if time.monotonic() > self.end:
+        """Ask the run to end with a checkpoint, as a signal from outside would; once, a second ends it at once."""
+        if time.monotonic() > self.end and not self.stopping:
+            self.stopping = True
             os.kill(os.getpid(), signal.SIGTERM)
 
     def keep(self, name: str, result: dict[str, Any]) -> None:

@@ -107,7 +107,8 @@ def calibrate(
     Layers are fitted in the order of execution, each on inputs that come from the fitted layers before it: first the
     levels of its input by least squares, then codes, units and bias so that its output comes closest to the teacher's
     on the same images (see `binarize.calibration.fit`). Normalisation layers keep their statistics: estimating them
-    anew from a few hundred images costs more than it gives.
+    anew from a few hundred images costs more than it gives. Only copies that a router chooses get those of their
+    images, and compute the same.
 
     Args:
         net: training form, with the teacher's module paths. Both networks are put in evaluation mode.

@@ -50,7 +50,7 @@ class Images:
             of image files those of their folders.
         pixels: how they were normalised.
         title: how an error names the data.
-        prepared: what else was asked for that changes the images, by name: what a run that goes on has to have again.
+        prepared: what was asked for that changes the images, by name: what a run that goes on has to have again.
         augment: changes each batch at random, or None; see `binarize.augment`.
         workers: 0, or above to make the next batch while this one is used.
     """
@@ -156,7 +156,7 @@ def load_data(
         std: Per channel, divided by after that.
         input_shape: ``(c, h, w)`` of the model. Image files of another size are resized and cropped to it, as for
             ImageNet, scenes with masks or boxes resized; arrays must have it. By default image files that are all of
-            one size up to 224x224 keep it, others are cut to 224x224.
+            one size up to 224x224 (some are looked at) keep it, others are cut to 224x224.
         batch_size: Images per batch; the last one may be smaller.
         limit: Use this many images only: the first, or with ``shuffle`` a seeded choice.
         shuffle: Yield in a new seeded order at each pass.
@@ -176,6 +176,7 @@ def load_data(
     fetch: Fetch
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
+    shape = input_shape
     if spec.kind == "imagefolder":
         found = Folders.read(spec.folder)
         shape = input_shape or usual_shape(found.files)
@@ -190,13 +191,16 @@ def load_data(
         fetch = SceneReader(scenes, normal, input_shape, augment, workers)
     else:
         pixels, labels = read_arrays(spec)
+        shape = pixels.shape[1:]
         normal = Pixels.of(mean, std, pixels.shape[1], channels)
         fetch, count = _fetcher(pixels, normal), len(pixels)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(count, generator=generator).tolist() if shuffle else list(range(count))
+    size = ",".join(map(str, shape or ())) or "their own"
+    prepared = {"augment": augment, "input_shape": size, **normal.named()}
     images = Images(
         fetch, labels, order[:limit], batch_size, shuffle, seed, CHANGES.get(augment), workers, spec.task, classes,
-        normal, spec.title, {"augment": augment, **normal.named()},
+        normal, spec.title, prepared,
     )  # fmt: skip
     if input_shape is not None and images.shape != tuple(input_shape):
         have, want = ("x".join(map(str, shape)) for shape in (images.shape, input_shape))

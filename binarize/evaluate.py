@@ -89,7 +89,7 @@ def evaluate(
             for images, truth in map(_pair, loader):
                 if truth is None and (teacher is None or not isinstance(judge, _JudgeOfLabels | None)):
                     raise DataError(f"cannot evaluate: {_unlabelled(images)}; give images with labels, or a teacher")
-                judge = judge or _judge(truth, tuple(classes) or getattr(loader, "classes", ()), title)
+                judge = judge or _judge(truth, tuple(classes) or getattr(loader, "classes", None) or (), title)
                 done = judge.add(networks, images, truth)
                 samples += done
                 if progress is not None:
@@ -165,7 +165,7 @@ def _scores(network: nn.Module, images: Tensor) -> Tensor:
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(images):
         saw = f"of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
         what = f"the output is {saw}, and top-1 and top-5 need (n, classes)"
-        raise ModelError(f"cannot evaluate: {what}; let it give these alone, or measure it in Python")
+        raise ModelError(f"cannot evaluate: {what}; give a module whose forward returns these alone")
     return scores
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -65,7 +66,8 @@ def finetune(
         loss_fn: what to minimise instead: called with the network, in training mode, and a batch, on its device.
         checkpoint: folder for the checkpoint, ``log.csv`` and TensorBoard events; made if it is not there.
         resume: go on from the checkpoint in that folder, if there is one.
-        progress: called after each batch, and again with `Step.val` when an epoch was validated.
+        progress: called after each batch, and again with `Step.val` when an epoch was validated; first as epoch 0 with
+            ``val`` before training.
 
     Returns:
         Every epoch's figures; ``stopped`` says whether a signal ended the run early.
@@ -103,7 +105,7 @@ def finetune(
     run = Run(
         net, model, objective,
         Batches(processes.share(train), settings.seed, device, settings.channels_last),
-        _validation(net, val, device), settings, _stages(net, stages), processes, kept, progress,
+        _validation(net, val, device, resume), settings, _stages(net, stages), processes, kept, progress,
     )  # fmt: skip
     history = run.go(resume)
     _remember(net, settings, history, processes)
@@ -129,10 +131,12 @@ def _require_given(teacher: object, *data: object) -> None:
 
 def _require_same_classes(train: object, val: object) -> None:
     """Refuse labels that mean one thing in training and another in validation: the position of a folder does."""
-    names = [tuple(getattr(data, "classes", ())) for data in (train, val)]
+    names = [tuple(getattr(data, "classes", None) or ()) for data in (train, val)]
     if all(names) and names[0] != names[1]:
         only = [", ".join(sorted({*these} - {*those})) or "none" for these, those in (names, names[::-1])]
         what = f"only the training data has the classes {only[0]}, only the validation data {only[1]}"
+        if {*names[0]} == {*names[1]}:
+            what = "the classes of training and validation data are in another order"
         raise DataError(f"cannot fine-tune on labels: {what}; give both the same folders for classes")
 
 
@@ -160,15 +164,19 @@ def _private(teacher: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _validation(
-    net: nn.Module, val: Validation | None, device: torch.device
+    net: nn.Module, val: Validation | None, device: torch.device, resume: bool
 ) -> Callable[[], Mapping[str, float]] | None:
     if val is None:
         return None
     if callable(val):
         own = val
         return lambda: _figures(own(net))
+    if iter(val) is val:
+        raise TrainingError("cannot measure on val more than once: it is used up then; give a loader, not a generator")
     loader = val
-    return lambda: evaluate(net, _Placed(loader, device), classes=getattr(loader, "classes", ())).figures()
+    if resume:  # else the network is measured on all of it before training
+        evaluate(net, _Placed(loader, device, 1))
+    return lambda: evaluate(net, _Placed(loader, device), classes=getattr(loader, "classes", None) or ()).figures()
 
 
 def _figures(found: Any) -> Mapping[str, float]:
@@ -183,13 +191,14 @@ def _figures(found: Any) -> Mapping[str, float]:
 
 @final
 class _Placed:
-    """Batches of a loader on a device, as often as one iterates."""
+    """Batches of a loader, the first ``most`` where that is given, on a device, as often as one iterates."""
 
-    def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
-        self.loader, self.device = loader, device
+    def __init__(self, loader: Iterable[Any], device: torch.device, most: int | None = None) -> None:
+        self.loader, self.device, self.most = loader, device, most
+        self.title = getattr(loader, "title", "the data")
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
+        for batch in itertools.islice(self.loader, self.most):
             yield placed(batch, self.device)
 
 

@@ -217,8 +217,10 @@ def _why_no_gate(structure: Groupwise, before: _Made | None) -> str:
         return "gates are off"
     if before is None:
         return "its input is not the output of a group of branches"
-    if len(before.module.bodies) != structure.stored:
-        return f"the group before has {len(before.module.bodies)} branches"
+    stored, router = len(before.module.bodies), before.module.router
+    executed = stored if router is None else router.executed
+    if (executed, stored) != (structure.executed, structure.stored):
+        return f"the group before has {stored} branches" + (f", {executed} of which run" if executed < stored else "")
     return ""
 
 

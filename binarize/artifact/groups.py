@@ -12,6 +12,8 @@ from binarize.layers.branches import Branches, Gate, Router
 
 __all__ = ["GROUPS"]
 
+CHOICE = "one copy of each branch"
+
 Arguments = Mapping[str, Any]
 Children = Mapping[str, nn.Module]
 
@@ -44,12 +46,15 @@ def _branches(arguments: Arguments, children: Children) -> Branches:
 
 def _router_arguments(router: Router) -> dict[str, Any]:
     channels, stored = router.squeeze.in_features, router.choose.out_features
-    return {"channels": channels, "stored": stored, "executed": router.executed}
+    return {"channels": channels, "stored": stored, "executed": router.executed, "chooses": CHOICE}
 
 
 def _router(arguments: Arguments, children: Children) -> Router:
     sizes = {name: _size(arguments, name) for name in ("channels", "stored", "executed")}
     _require(sizes["executed"] <= sizes["stored"], "branches to choose from", sizes)
+    if arguments.get("chooses") != CHOICE:
+        what = "its router is of an earlier version, which chose otherwise"
+        raise ArtifactError(f"cannot build the branches of a group: {what}; convert the model again")
     made = Router(**sizes)
     for name, layer in made.named_children():
         given = children.get(name)

@@ -29,6 +29,7 @@ from binarize.layers.branches import Branches, Router, mean_features, routed_gro
 __all__ = ["split_branches", "start_router"]
 
 SPREAD = 1.0  # standard deviation of the first logits
+LEAST = 0.01  # of the variance that a channel had
 FEWEST = 8  # images that statistics are taken from
 ROUNDS = 20  # of moving the centres
 STEPS = 300  # of balancing
@@ -175,9 +176,15 @@ def _renormalise(net: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
 
 
 def _replace_statistics(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
-    """Set the statistics, and the scale and shift with which the layer computes the same in evaluation."""
+    """Set the statistics, and the scale and shift with which the layer computes the same in evaluation.
+
+    A channel that hardly varies keeps its own: it may do so in other images, and would be all but switched off.
+    """
     assert layer.running_mean is not None
     assert layer.running_var is not None
+    varies = variance > LEAST * layer.running_var
+    mean = torch.where(varies, mean, layer.running_mean)
+    variance = torch.where(varies, variance, layer.running_var)
     old, new = ((values.double() + layer.eps).sqrt() for values in (layer.running_var, variance))
     slope = layer.weight.double() / old
     layer.bias.add_(slope * (mean - layer.running_mean.double()))

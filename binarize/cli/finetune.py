@@ -28,7 +28,7 @@ STOPPED = 130
 @click.argument("network", metavar="NET|MODEL")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", required=True, help="File to write.")
 @data_options(True, "Images to train on, with labels where there is no teacher")
-@click.option("--val", metavar="SPEC", help="Labelled images to measure on after each epoch.")
+@click.option("--val", metavar="SPEC", help="Labelled images to measure on, before training and after each epoch.")
 @click.option("--augment", type=click.Choice(["none", "cifar", "imagenet", "flip", "zoom"]), default="none",
               show_default=True, help="Shifts and flips; crops and flips of files; flips; enlarged parts and flips.",
               )  # fmt: skip
@@ -46,7 +46,7 @@ STOPPED = 130
 @click.option(
     "--stage", metavar="STAGE", multiple=True, help="What to train, repeatable, such as activations:epochs=5."
 )
-@click.option("--input-shape", type=SHAPE, help="Of one image file.")
+@click.option("--input-shape", type=SHAPE, help="Of one image file; else the network's.")
 @training_options
 @click.option("--checkpoint", type=click.Path(path_type=Path), metavar="DIR", help="Keep the run's state here.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --checkpoint, if there is one.")
@@ -142,15 +142,15 @@ class Course:
         shape = record_of(net).input_shape
         train = self._images(self.data, shape, self.augment, self.samples, shuffle=True)
         val = None if self.val is None else self._images(self.val, shape, "none", None, shuffle=False)
-        if is_writer() and not self.resume:
-            self._note_doubts(net, teacher, train, val)
         done = self._note_resumed() if is_writer() and self.resume else None
+        if is_writer() and not done:
+            self._note_doubts(net, teacher, train, val)
         with training_bar() as bar:
             history = run(
                 net.to(place), train, teacher=teacher, val=val, settings=self.settings, stages=self.stage or None,
                 checkpoint=self.checkpoint, resume=self.resume, progress=bar,
             )  # fmt: skip
-        if done == len(history.epochs) and history.stopped is None:
+        if done and done == len(history.epochs) and history.stopped is None:
             note("nothing was left to train: the run was complete")
         net.cpu()
         return history

@@ -1,6 +1,5 @@
 """Says so where images look unlike those of training, labels are no outputs, or a teacher knows less than its pupil."""
 
-import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["note_classes", "note_preparation", "note_teacher"]
 
+ENOUGH = 64  # images
 SURE = 3.0  # standard deviations: a teacher of the same accuracy is doubted about once in a thousand runs
 
 
@@ -24,15 +24,18 @@ def note_preparation(model: "nn.Module", batches: Iterable[Any]) -> None:
         note(f"warning: the images look unlike {doubt}; {remedy}")
 
 
-def note_teacher(net: "nn.Module", teacher: "nn.Module", batches: Iterable[Any]) -> None:
-    """Let both decide the first batch, and note it where the teacher is clearly the worse: it is hardly the original.
+def note_teacher(net: "nn.Module", teacher: "nn.Module", images: "Images") -> None:
+    """Let both decide some images, and note it where the teacher is clearly the worse: it is hardly the original.
 
     Nothing is noted without labels of whole images; what does not run is left to the training to say.
     """
     from binarize.errors import BinarizeError
     from binarize.evaluate import Evaluation, evaluate
 
-    first = list(itertools.islice(batches, 1))
+    if images.task != "classification" or images.labels is None:
+        return
+    pixels, labels = next(iter(images))
+    first = [(pixels[:ENOUGH], labels[:ENOUGH])]
     try:
         ours, theirs = evaluate(net, first), evaluate(teacher, first)
     except (BinarizeError, RuntimeError, TypeError, ValueError):

@@ -1,6 +1,7 @@
 """The state of a run in one file, replaced in one step: a crash or a full disk leaves the file that was there."""
 
 import io
+import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,8 +37,11 @@ class Checkpoints:
             OutputError: the folder is something else.
             TrainingError: it holds a checkpoint, and nobody asked to resume.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise OutputError(f"cannot write checkpoints to {self.folder}: it is a file; name a folder")
+        there = next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            why = "nothing may be written there" if there.is_dir() else "it is a file"
+            where = "" if there == self.folder else f" in {there}"
+            raise OutputError(f"cannot write checkpoints to {self.folder}{where}: {why}; name a folder")
         if self.path.exists() and not resume:
             remedy = "resume it (--resume, resume=True), or give another folder"
             raise TrainingError(f"cannot start a run in {self.folder}: it holds the checkpoint of one; {remedy}")

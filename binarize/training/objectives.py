@@ -99,9 +99,7 @@ class ClassifierObjective(Objective):
     def __call__(self, model: nn.Module, batch: Any) -> Cost:
         """Run both networks on the batch's images and compare."""
         images, labels = images_and_labels(batch)
-        if self.shape is not None and images.shape[1:2] != self.shape[:1]:
-            what = f"they have shape {tuple(images.shape)}, the network takes {('n', *self.shape)}"
-            raise TrainingError(f"cannot fine-tune on these images: {what}; give channels second")
+        self._require_channels_second(images)
         if self.losses.mix:
             images, labels = mixed(images, self.losses.mix), None
         found, blocks = _split(model(images), self.losses.blocks > 0)
@@ -123,6 +121,14 @@ class ClassifierObjective(Objective):
         if self.losses.balance and balances:
             terms["balance"] = self.losses.balance * torch.stack(balances).sum()
         return Cost(terms, _hits(found, labels))
+
+    def _require_channels_second(self, images: Tensor) -> None:
+        """Refuse images ``(n, h, w, c)``, of which a convolution would say less."""
+        if self.shape is None or len(self.shape) != 3 or images.dim() != 4:
+            return
+        if images.shape[1] != self.shape[0] == images.shape[3]:
+            what = f"they have shape {tuple(images.shape)}, the network takes {('n', *self.shape)}"
+            raise TrainingError(f"cannot fine-tune on these images: {what}; put the channels second")
 
     @staticmethod
     @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from binarize.data import IMAGE_KEYS
 from binarize.errors import TrainingError, one_line
 from binarize.recipe import StageSpec, read_stages
 from binarize.training.averages import RunningAverage
@@ -98,10 +99,10 @@ class Run:
             self.history = [EpochRecord(**epoch) for epoch in state["history"]]
             self.before = state.get("before", {})
             self._require_passes_left()
-        else:
-            self._measure_before()
         try:
             with StopSignals() as self.signals:
+                if state is None:
+                    self._measure_before()
                 while self.place.stage < len(self.stages) and self._stage(state):
                     state = None
         except RuntimeError as cause:
@@ -189,7 +190,8 @@ class Run:
         if self.validate is not None and self.processes.writes:
             self.net.eval()
             self.before = dict(self.validate())
-            self._report(-1, self.before)
+            if self.before:
+                self._report(-1, self.before)
         self.processes.wait()
 
     def _finish_epoch(self, number: int, rate: float) -> None:
@@ -361,9 +363,12 @@ def _grouped(batches: Iterable[Any], count: int) -> Iterable[list[Any]]:
 def _images_in(batch: Any) -> int:
     """Return how many images a batch of any kind holds: one as well as any number where nothing tells."""
     if isinstance(batch, Mapping):
-        return max((_images_in(part) for part in batch.values()), default=1)
+        named = [batch[key] for key in IMAGE_KEYS if key in batch]
+        return max((_images_in(part) for part in named or batch.values()), default=1)
     if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor | list | tuple):
         return _images_in(batch[0]) if isinstance(batch[0], Tensor) else len(batch[0])
+    if isinstance(batch, tuple | list) and batch and any(isinstance(part, Tensor) for part in batch[1:]):
+        return _images_in(batch[0])
     if isinstance(batch, Tensor):
         return len(batch) if batch.dim() else 1
     return len(batch) if isinstance(batch, tuple | list) else 1

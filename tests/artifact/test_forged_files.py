@@ -92,7 +92,7 @@ def test_nothing_in_a_graph_becomes_code(packed, tmp_path, node, monkeypatch):
 )
 def test_a_class_outside_the_list_is_refused(packed, tmp_path, name):
     def change(description, _):
-        module(description, "block1.relu")["class"] = name
+        module(description, "stem.2")["class"] = name
 
     refused(forged(packed, tmp_path, change), "not on the list of layers")
 
@@ -100,7 +100,7 @@ def test_a_class_outside_the_list_is_refused(packed, tmp_path, name):
 @pytest.mark.parametrize("key", ["forward", "__class__", "_forward_hooks", "training", "a b", "register_buffer"])
 def test_only_plain_attributes_are_set(packed, tmp_path, key):
     def change(description, _):
-        module(description, "block1.relu")["attributes"] = {key: 1}
+        module(description, "stem.2")["attributes"] = {key: 1}
 
     refused(forged(packed, tmp_path, change), "no plain attribute")
 
@@ -124,7 +124,7 @@ CHANGES = {
     "a module less": lambda d, _: d["modules"].remove(module(d, "block1.conv1")),
     "a module more": lambda d, _: d["modules"].append({"path": "nowhere.at.all", "class": "torch.nn.ReLU"}),
     "no modules": lambda d, _: d.update(modules=[]),
-    "a module like itself": lambda d, _: module(d, "block1.relu").update(same_as="block1.relu"),
+    "a module like itself": lambda d, _: module(d, "stem.2").update(same_as="block1.relu"),
     "no record": lambda d, _: d.pop("record"),
     "another record": lambda d, _: d["record"].update(source=3),
     "an unknown recipe": lambda d, _: d["record"]["recipe"].update(nonsense=1),
@@ -138,7 +138,7 @@ CHANGES = {
     "other planes": _geometry(activation_terms=[7]),
     "uneven groups": _geometry(groups=3),
     "absurd crop": _edit("block1.conv1", crop=[-1, 0]),
-    "absurd float layer": _edit("block1.relu", inplace=3, nonsense=4),
+    "absurd float layer": _edit("stem.2", inplace=3, nonsense=4),
     "no output": lambda d, _: nodes(d).pop(),
     "deep nesting": lambda d, _: nodes(d)[0].__setitem__(3, json.loads("[" * 900 + "]" * 900)),
     "tensor instead of module": lambda d, _: module(d, "stem").update(buffers=["forward"]),

@@ -8,7 +8,7 @@ from models import Residual
 from torch import nn
 
 from binarize.calibrate import calibrate
-from binarize.calibration.routers import split_branches, start_router
+from binarize.calibration.routers import _replace_statistics, split_branches, start_router
 from binarize.layers.binary import BinaryActivation
 from binarize.layers.branches import Router, branch_groups, routed_groups, sharing
 from binarize.passes.capture import capture
@@ -166,7 +166,7 @@ def test_conversion_makes_what_as_many_branches_make_that_all_run():
 def test_normalisation_of_copies_holds_the_statistics_of_their_images_and_computes_the_same():
     net, teacher = routed("group-net:k=2,stored=4")
     x = torch.randn(64, 3, 8, 8)
-    x[::2] += 3
+    x[::2] += 0.5
     batches = [(part,) for part in x.split(16)]
     calibrate(net, teacher, batches)
     for group in routed_groups(net):
@@ -177,6 +177,9 @@ def test_normalisation_of_copies_holds_the_statistics_of_their_images_and_comput
     wanted = net(x)
     with sharing(net):
         shared = net(x)
+    groups = routed_groups(net)
+    pairs = [pair for g in groups for k, b in enumerate(g.bodies) for pair in norms_of(b, g.bodies[k % 2])]
+    before = {mine: theirs.running_var.double() for mine, theirs in pairs}
 
     split_branches(net, batches)
     for group in routed_groups(net):
@@ -192,10 +195,30 @@ def test_normalisation_of_copies_holds_the_statistics_of_their_images_and_comput
     # a value of normalisation is rounded twice more; some sign among 10,000 may turn over
     torch.testing.assert_close(found, shared, rtol=1e-3, atol=1e-3)
     assert len(seen) == sum(len(normalisation(body)) for group in routed_groups(net) for body in group.bodies)
+    moved = []
     for layer, values in seen.items():
         variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
-        torch.testing.assert_close(layer.running_mean.double(), mean, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(layer.running_var.double(), variance, rtol=1e-3, atol=1e-4)
+        varies = variance > 0.02 * before[layer]
+        moved.append(varies)
+        torch.testing.assert_close(layer.running_mean.double()[varies], mean[varies], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer.running_var.double()[varies], variance[varies], rtol=1e-3, atol=1e-4)
+    assert torch.cat(moved).float().mean() >= 0.5
+
+
+@torch.no_grad()
+def test_a_channel_that_hardly_varies_over_its_images_keeps_its_statistics():
+    layer = nn.BatchNorm2d(2)
+    layer.running_var.fill_(2.0)
+    _replace_statistics(layer, torch.tensor([1.0, 1.0]).double(), torch.tensor([0.5, 0.001]).double())
+
+    assert layer.running_mean.tolist() == [1.0, 0.0]
+    assert layer.running_var.tolist() == [0.5, 2.0]
+    assert float(layer.weight[0]) == pytest.approx((0.5 / 2.0) ** 0.5, rel=1e-4)
+    assert (float(layer.weight[1]), float(layer.bias[1])) == (1.0, 0.0)
+
+
+def norms_of(body, other):
+    return zip(normalisation(body), normalisation(other), strict=True)
 
 
 def normalisation(body):

@@ -191,12 +191,15 @@ def test_images_prepared_in_another_way_do_not_continue_a_run(desk, trainable, t
     assert why in refused(*words, "--epochs", 2, "--resume", *options)
 
 
-def test_a_place_for_checkpoints_is_looked_at_before_anything_is_converted(desk, tmp_path):
+@pytest.mark.parametrize(("inside", "where"), [("", ""), ("/run/1", " in {file}")])
+def test_a_place_for_checkpoints_is_looked_at_before_anything_is_converted(desk, tmp_path, inside, where):
     (tmp_path / "file").write_text("mine")
     words = "finetune", desk.checkpoint, "--arch", desk.factory, "--data", desk.data, "-o", tmp_path / "out.safetensors"
+    place = f"{tmp_path / 'file'}{inside}"
 
-    said = run(*words, "--checkpoint", tmp_path / "file")
+    said = run(*words, "--checkpoint", place)
 
     assert said.exit_code == 2
-    assert said.stderr == f"binarize: cannot write checkpoints to {tmp_path / 'file'}: it is a file; name a folder\n"
+    where = where.format(file=tmp_path / "file")
+    assert said.stderr == f"binarize: cannot write checkpoints to {place}{where}: it is a file; name a folder\n"
     assert (tmp_path / "file").read_text() == "mine"

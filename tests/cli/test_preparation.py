@@ -107,17 +107,24 @@ def test_the_original_is_not_doubted(desk, mastered):
     assert "warning" not in said.stderr
 
 
-def test_a_teacher_that_cannot_be_compared_is_left_to_the_training(desk, mastered, tmp_path):
-    images = np.load(tmp_path / "mastered.npz")["images"]
-    np.savez(tmp_path / "mastered.npz", images=images)
-    (tmp_path / "small.py").write_text(
-        "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, 3))\n"
-    )
+@pytest.mark.parametrize(
+    ("layers", "labelled", "why"),
+    [
+        ("nn.Flatten(), nn.Linear(192, 3)", False, "its outputs have shape (64, 3), the network's (64, 7)"),
+        ("nn.Flatten(), nn.Linear(10, 7)", True, "it does not take images of shape (64, 3, 8, 8)"),
+        ("nn.Conv2d(3, 7, 1),", True, "its outputs have shape (64, 7, 8, 8), the network's (64, 7)"),
+    ],
+)
+def test_a_teacher_that_cannot_be_compared_is_left_to_the_training(desk, mastered, tmp_path, layers, labelled, why):
+    if not labelled:
+        images = np.load(tmp_path / "mastered.npz")["images"]
+        np.savez(tmp_path / "mastered.npz", images=images)
+    (tmp_path / "small.py").write_text(f"from torch import nn\n\n\ndef net():\n    return nn.Sequential({layers})\n")
 
     said = run("finetune", *mastered, "--teacher", f"{tmp_path / 'small.py'}:net")
 
     assert "warning" not in said.stderr
-    assert "cannot learn from the teacher: its outputs have shape (64, 3), the network's (64, 7)" in said.stderr
+    assert f"cannot learn from the teacher: {why}" in said.stderr
 
 
 @pytest.fixture

@@ -379,6 +379,8 @@ def test_what_is_no_model_or_no_data_is_named(given, why):
         ({"id": ["a", "b"], "image": torch.zeros(2, 3, 8, 8), "step": torch.tensor(1)}, 2),
         ([{"image": torch.zeros(3, 8, 8)}] * 4, 4),
         (([torch.zeros(3, 8, 8), torch.zeros(3, 9, 9)], [{}, {}]), 2),
+        (({"x": torch.zeros(6, 3, 8, 8)}, torch.zeros(6)), 6),
+        ({"pixel_values": torch.zeros(3, 3, 8, 8), "class_weights": torch.zeros(1000)}, 3),
         ("a text", 1),
     ],
 )

@@ -1,5 +1,7 @@
 """What is measured of a network in training, and when."""
 
+import signal
+
 import pytest
 import torch
 from training_desk import converted, data, same, teacher
@@ -21,6 +23,67 @@ def test_what_val_returns_are_figures_by_name(found, kept):
 def test_a_val_that_returns_no_figures_is_refused(found):
     with pytest.raises(TrainingError, match="return a number, or a dict of numbers"):
         finetune(converted(), data(), val=lambda net: found, epochs=1)
+
+
+def generator():
+    yield torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+
+
+def test_a_val_that_can_be_read_once_only_is_refused():
+    with pytest.raises(TrainingError, match="more than once: it is used up then; give a loader, not a generator"):
+        finetune(converted(), data(), val=generator(), epochs=1)
+
+
+def test_val_is_tried_before_a_run_goes_on(tmp_path):
+    finetune(converted(), data(), teacher=teacher(), epochs=1, checkpoint=tmp_path)
+    net = converted()
+
+    with pytest.raises(DataError, match="the data has no labels"):
+        finetune(
+            net, data(), teacher=teacher(), val=[torch.randn(4, 3, 8, 8)], epochs=2, checkpoint=tmp_path, resume=True
+        )
+
+    assert same(net, converted())
+
+
+def test_the_data_that_does_not_fit_is_named():
+    val = data(shuffle=False)
+    val.title, val.labels = "npz:mine.npz", val.labels + 9
+
+    with pytest.raises(DataError, match=r"outputs 0 to 4; check npz:mine\.npz"):
+        finetune(converted(), data(), teacher=teacher(), val=val, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("classes", "why"),
+    [
+        (("a", "b", "d"), "only the training data has the classes c, only the validation data d"),
+        (("a", "b"), "only the training data has the classes c, only the validation data none"),
+        (("b", "a", "c"), "in another order"),
+    ],
+)
+def test_labels_of_other_classes_are_refused_where_labels_are_learnt(classes, why):
+    train, val = data(), data(shuffle=False)
+    train.classes, val.classes = ("a", "b", "c"), classes
+
+    with pytest.raises(DataError, match=why):
+        finetune(converted(), train, val=val, epochs=1)
+    finetune(converted(), train, teacher=teacher(), val=val, epochs=1)  # no label is learnt
+    val.classes = None
+    finetune(converted(), train, val=val, epochs=1)
+
+
+def test_a_signal_while_the_network_is_measured_ends_the_run_with_a_checkpoint(tmp_path):
+    def progress(step):
+        if step.epoch == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+    history = finetune(
+        converted(), data(), teacher=teacher(), val=data(), epochs=2, checkpoint=tmp_path, progress=progress
+    )
+
+    assert (history.stopped, history.epochs) == ("SIGTERM", ())
+    assert (tmp_path / "checkpoint.pt").is_file()
 
 
 LAST_IS_BAD = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])), (torch.randn(1, 3, 8, 8), torch.tensor([5]))]
