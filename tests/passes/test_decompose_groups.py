@@ -143,15 +143,23 @@ def test_readers_beside_the_next_group_get_the_sum():
     assert not torch.equal(seen["head"], seen["own"])
 
 
-def test_no_gate_between_groups_of_other_numbers_of_branches():
+@pytest.mark.parametrize(
+    ("first", "second", "why"),
+    [
+        ("group-net:k=2", "group-net:k=3", "the group before has 2 branches"),
+        ("group-net:k=4", "group-net:k=2,stored=4", "the group before has 4 branches"),
+        ("group-net:k=1,stored=4", "group-net:k=2,stored=4", "the group before has 4 branches, 1 of which run"),
+    ],
+)
+def test_no_gate_between_groups_of_other_numbers_of_branches(first, second, why):
     captured = capture(models.Residual().eval())
     gm = captured.graphs[""]
-    chosen = schemes_for(captured, "", "group-net:k=2")
-    chosen |= {name: build_scheme("group-net:k=3") for name in chosen if name.startswith("block2")}
+    chosen = schemes_for(captured, "", first)
+    chosen |= {name: build_scheme(second) for name in chosen if name.startswith("block2")}
     step = DecomposeGroups(chosen)
     step(gm)
 
-    assert [c.gate for c in step.made][1] == "the group before has 2 branches"
+    assert [c.gate for c in step.made][1] == why
     assert not gm.get_submodule("block1").hands_on
 
 
