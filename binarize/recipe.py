@@ -72,34 +72,48 @@ class StageSpec:
         epochs: passes over the data; 0 for as many as fine-tuning is asked for.
         w: for ``bits``: at least so many per weight.
         a: for ``bits``: at least so many per activation.
+        rate: what the learning rate is multiplied by, above 0 and at most 1: less for what is trained already.
     """
 
     name: str
     epochs: int = 0
     w: int = 0
     a: int = 0
+    rate: float = 1.0
 
     @classmethod
     def parse(cls, text: str) -> "StageSpec":
         """Take a stage apart.
 
         Raises:
-            RecipeError: there is no such stage, or an option is not one of its whole numbers.
+            RecipeError: there is no such stage, or an option is not one of its numbers.
         """
         spec = SchemeSpec.parse(text)
         if spec.name not in STAGES:
             known = ", ".join(STAGES)
             raise RecipeError(f"cannot read stage {text!r}{nearest(spec.name, STAGES)}; the stages are {known}")
-        options = ("epochs", "w", "a") if spec.name == "bits" else ("epochs",)
+        options = ("epochs", "w", "a", "rate") if spec.name == "bits" else ("epochs", "rate")
         for key, value in spec.options.items():
             if key not in options:
                 raise RecipeError(f"cannot read stage {text!r}: unknown option {key!r}{nearest(key, options)}")
-            if not value.isdecimal() or int(value) < 1 or (key != "epochs" and int(value) > 8):
+            if key == "rate":
+                _require_share(text, value)
+            elif not value.isdecimal() or int(value) < 1 or (key != "epochs" and int(value) > 8):
                 wanted = "1 or more" if key == "epochs" else "from 1 to 8"
                 raise RecipeError(f"cannot read stage {text!r}: {key} is {value!r}; it must be {wanted}")
         if spec.name == "bits" and not {"w", "a"} & set(spec.options):
             raise RecipeError(f"cannot read stage {text!r}: it names no width; write bits:w=8,a=8")
-        return cls(spec.name, **{key: int(value) for key, value in spec.options.items()})
+        numbers = {key: int(value) for key, value in spec.options.items() if key != "rate"}
+        return cls(spec.name, rate=float(spec.options.get("rate", 1.0)), **numbers)
+
+
+def _require_share(stage: str, value: str) -> None:
+    try:
+        fits = 0 < float(value) <= 1
+    except ValueError:
+        fits = False
+    if not fits:
+        raise RecipeError(f"cannot read stage {stage!r}: rate is {value!r}; it must be above 0 and at most 1")
 
 
 def read_stages(texts: Sequence[str]) -> tuple[StageSpec, ...]:

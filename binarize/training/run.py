@@ -164,11 +164,11 @@ class Run:
         self.written = time.monotonic()
         number = self._passed()
         batches = self.batches.epoch(number, self.place.batch, self.random)
-        rate = rate_factor(self.settings, self._position(epochs, 0))
+        rate = stage.rate * rate_factor(self.settings, self._position(epochs, 0))
         start = self.meter.seconds
         clock = time.perf_counter()
         for group in _grouped(batches, self.settings.accumulate):
-            rate = rate_factor(self.settings, self._position(epochs, len(group)))
+            rate = stage.rate * rate_factor(self.settings, self._position(epochs, len(group)))
             self.rates.set_factor(rate)
             bad = self._step(group)
             self.place.batch += len(group)

@@ -276,3 +276,21 @@ def test_stages_survive_toml(tmp_path):
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
 
     assert Recipe.from_toml(tmp_path / "recipe.toml") == recipe
+
+
+def test_a_stage_may_have_a_lower_rate():
+    stages = ("binary:epochs=1", "binary:epochs=1,rate=0.25")
+    settings = Settings(schedule="constant", warmup=0.0)
+    first, second = finetune(converted(), data(), teacher=teacher(), settings=settings, stages=stages).epochs
+
+    assert (first.rate, second.rate) == (1.0, 0.25)
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "1.5", "much", "nan"])
+def test_a_rate_that_is_no_share_is_refused(rate):
+    with pytest.raises(RecipeError, match=f"rate is '{rate}'; it must be above 0 and at most 1"):
+        StageSpec.parse(f"binary:epochs=2,rate={rate}")
+
+
+def test_all_options_of_a_stage_are_read():
+    assert StageSpec.parse("bits:w=4,a=3,epochs=2,rate=0.5") == StageSpec("bits", 2, 4, 3, 0.5)
