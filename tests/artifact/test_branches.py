@@ -101,3 +101,13 @@ def test_branches_that_do_not_fit_together_are_refused(file, tmp_path, name):
 
 def test_the_file_that_the_forgeries_start_from_is_good(file):
     assert load(file[1])(IMAGES).shape == (4, 5)
+
+
+@pytest.mark.parametrize("choice", [None, "any K of the N"])
+def test_a_router_that_chose_otherwise_is_refused(file, tmp_path, choice):
+    def change(description, _):
+        arguments = module(description, "first.router")["arguments"]
+        del arguments["chooses"]
+        arguments.update({} if choice is None else {"chooses": choice})
+
+    refused(forged(file, tmp_path, change), "an earlier version, which chose otherwise; convert the model again")
