@@ -39,6 +39,7 @@ def main(folder, epochs, die_at):
     if os.environ["RANK"] == "0":
         (folder / "history.json").write_text(json.dumps(history.to_dict()))
         torch.save(net.state_dict(), folder / "net.pt")
+    torch.distributed.barrier()  # neither closes its connections while the other still works
     torch.distributed.destroy_process_group()
 
 
