@@ -158,7 +158,8 @@ def _renormalise(net: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
     """Let normalisation layers of routed branches hold the statistics of their images, and compute what they did."""
     groups = routed_groups(net)
     modules = [module for group in groups for body in group.bodies for module in body.modules()]
-    seen = {layer: _Moments() for layer in modules if isinstance(layer, _BatchNorm) and layer.track_running_stats}
+    norms = [module for module in modules if isinstance(module, _BatchNorm)]
+    seen = {layer: _Moments() for layer in norms if layer.affine and layer.track_running_stats}
     handles = [layer.register_forward_pre_hook(moments.add) for layer, moments in seen.items()]
     try:
         for group in groups:
@@ -171,7 +172,7 @@ def _renormalise(net: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
         for handle in handles:
             handle.remove()
     for layer, moments in seen.items():
-        if layer.affine and moments.images >= FEWEST:
+        if moments.images >= FEWEST:
             _replace_statistics(layer, *moments.of_all())
 
 
