@@ -105,7 +105,8 @@ def finetune(
     run = Run(
         net, model, objective,
         Batches(processes.share(train), settings.seed, device, settings.channels_last),
-        _validation(net, val, device, resume), settings, _stages(net, stages), processes, kept, progress,
+        _validation(net, val, device, resume), _original(teacher, val, device), settings, _stages(net, stages),
+        processes, kept, progress,
     )  # fmt: skip
     history = run.go(resume)
     _remember(net, settings, history, processes)
@@ -176,7 +177,21 @@ def _validation(
     loader = val
     if resume:  # else the network is measured on all of it before training
         evaluate(net, _Placed(loader, device, 1))
-    return lambda: evaluate(net, _Placed(loader, device), classes=getattr(loader, "classes", None) or ()).figures()
+    return lambda: _measured(net, loader, device)
+
+
+def _original(
+    teacher: nn.Module | None, val: Validation | None, device: torch.device
+) -> Callable[[], Mapping[str, float]] | None:
+    """Return what measures the teacher; a user's own function is made for the network."""
+    if teacher is None or val is None or callable(val):
+        return None
+    loader = val
+    return lambda: _measured(_private(teacher, device), loader, device)
+
+
+def _measured(model: nn.Module, loader: Iterable[Any], device: torch.device) -> Mapping[str, float]:
+    return evaluate(model, _Placed(loader, device), classes=getattr(loader, "classes", None) or ()).figures()
 
 
 def _figures(found: Any) -> Mapping[str, float]:
@@ -216,7 +231,9 @@ def _remember(net: nn.Module, settings: Settings, history: History, processes: P
     training = {"settings": dataclasses.asdict(settings), "processes": processes.count, **history.to_dict()}
     metrics = dict(record.metrics)
     after = history.epochs[-1].val if history.epochs else {}
-    for when, found in (("before fine-tuning", history.before), ("fine-tuned", after)):
+    for when, found in (
+        ("original", history.original), ("before fine-tuning", history.before), ("fine-tuned", after)
+    ):  # fmt: skip
         if found:
             metrics.pop(when, None)  # of a run before: the newest come last
             metrics[when] = dict(found)

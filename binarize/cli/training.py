@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -96,7 +96,12 @@ def _note_epoch(step: "Step") -> None:
 
 def _validated(step: "Step") -> str:
     when = f"after epoch {step.epoch}" if step.epoch else "before training"
-    return f"{when}: {', '.join(f'{name} {value:.4f}' for name, value in step.val.items())}"
+    original = f" (the original: {_named(step.original)})" if step.original else ""
+    return f"{when}: {_named(step.val)}{original}"
+
+
+def _named(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
 
 
 def _line(step: "Step") -> str:

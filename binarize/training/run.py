@@ -58,6 +58,7 @@ class Run:
         objective: costs a batch.
         batches: this process's part of the data.
         validate: measures the network, or None; called by one process only.
+        measure_original: measures the teacher in the same way, or None.
         settings: how.
         stages: what, in order; with epochs of their own where they have them.
         processes: who takes part.
@@ -72,6 +73,7 @@ class Run:
         objective: Objective,
         batches: Batches,
         validate: Callable[[], Mapping[str, float]] | None,
+        measure_original: Callable[[], Mapping[str, float]] | None,
         settings: Settings,
         stages: tuple[str, ...],
         processes: Processes,
@@ -79,6 +81,7 @@ class Run:
         progress: Callable[[Step], None] | None,
     ) -> None:
         self.net, self.model, self.objective, self.batches, self.validate = net, model, objective, batches, validate
+        self.measure_original = measure_original
         self.settings, self.texts, self.processes = settings, stages, processes
         self.stages = read_stages(stages)
         self.checkpoints, self.progress = checkpoints, progress
@@ -86,6 +89,7 @@ class Run:
         self.bases.require(self.stages)
         self.history: list[EpochRecord] = []
         self.before: dict[str, float] = {}
+        self.original: dict[str, float] = {}
         self.average: RunningAverage | None = None
         self.random: Mapping[str, Any] | None = None
         self.events = EventLog(checkpoints.folder / "events") if checkpoints and processes.writes else None
@@ -97,7 +101,7 @@ class Run:
             self._check(state)
             self.place = Place(**state["place"])
             self.history = [EpochRecord(**epoch) for epoch in state["history"]]
-            self.before = state.get("before", {})
+            self.before, self.original = state.get("before", {}), state.get("original", {})
             self._require_passes_left()
         try:
             with StopSignals() as self.signals:
@@ -115,7 +119,7 @@ class Run:
             self.net.eval()
             if self.events is not None:
                 self.events.close()
-        return History(tuple(self.history), self.signals.seen, self.texts, self.before)
+        return History(tuple(self.history), self.signals.seen, self.texts, self.before, self.original)
 
     # Stages and epochs
 
@@ -190,6 +194,7 @@ class Run:
         if self.validate is not None and self.processes.writes:
             self.net.eval()
             self.before = dict(self.validate())
+            self.original = dict(self.measure_original()) if self.measure_original is not None else {}
             if self.before:
                 self._report(-1, self.before)
         self.processes.wait()
@@ -293,7 +298,8 @@ class Run:
             batches = (whole - number) * self.batches.count - self.place.batch
             left = batches * self.meter.seconds / self.place.batch
         step = self.meter.step(self.texts[self.place.stage], number + 1, whole, self.place.batch, self.batches.count)
-        self.progress(dataclasses.replace(step, seconds_left=left, val=val or {}))
+        original = self.original if number < 0 else {}
+        self.progress(dataclasses.replace(step, seconds_left=left, val=val or {}, original=original))
 
     # State
 
@@ -312,6 +318,7 @@ class Run:
                 "random": random_state(),
                 "history": [epoch.to_dict() for epoch in self.history],
                 "before": self.before,
+                "original": self.original,
             }
         )
         write_csv(self.history, self.checkpoints.folder / "log.csv")

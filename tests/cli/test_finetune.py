@@ -50,10 +50,11 @@ def test_what_holds_latent_weights_is_packed_where_it_is_exported(desk, trainabl
 
 
 def test_what_validation_found_is_said_where_no_bar_is_drawn(desk, trainable, tmp_path):
-    words = "--data", desk.data, "--val", desk.data, "--epochs", 2
+    words = "--data", desk.data, "--val", desk.data, "--epochs", 2, "--teacher", desk.checkpoint, "--arch", desk.factory
     result = run("finetune", trainable, "-o", tmp_path / "out.safetensors", *words)
 
-    assert re.search(r"^binarize: before training: top1 [01]\.\d{4}$", result.stderr, re.MULTILINE)
+    measured = r"^binarize: before training: top1 [01]\.\d{4} \(the original: top1 [01]\.\d{4}\)$"
+    assert re.search(measured, result.stderr, re.MULTILINE)
     assert re.findall(r"^binarize: after epoch (\d): top1 [01]\.\d{4}$", result.stderr, re.MULTILINE) == ["1", "2"]
     progress = r"^binarize: epoch (\d)/2  loss \d\.\d{4}  top-1 in training [\d.]+%  [\d,]+ images/s"
     assert re.findall(progress, result.stderr, re.MULTILINE) == ["1", "2"]

@@ -106,9 +106,9 @@ def test_what_the_network_cannot_be_measured_on_is_refused_before_anything_is_tr
     assert same(net, converted())
 
 
-def test_the_network_is_measured_before_it_is_trained(tmp_path):
+def test_the_network_and_the_original_are_measured_before_training(tmp_path):
     net = converted()
-    wanted = evaluate(net, data(shuffle=False)).figures()
+    wanted, goal = (evaluate(model, data(shuffle=False)).figures() for model in (net, teacher()))
 
     first = finetune(net, data(), teacher=teacher(), val=data(shuffle=False), epochs=1, checkpoint=tmp_path)
     again = converted()
@@ -117,5 +117,16 @@ def test_the_network_is_measured_before_it_is_trained(tmp_path):
     )
 
     assert first.before == later.before == wanted != {}
-    assert list(record_of(again).metrics) == ["before fine-tuning", "fine-tuned"]
+    assert first.original == later.original == goal != {}
+    assert list(record_of(again).metrics) == ["original", "before fine-tuning", "fine-tuned"]
     assert record_of(again).metrics["before fine-tuning"] == wanted
+    assert record_of(again).metrics["original"] == goal
+
+
+def test_a_function_that_measures_is_not_asked_about_the_original():
+    steps, net = [], converted()
+
+    history = finetune(net, data(), teacher=teacher(), val=lambda it: float(it is net), epochs=1, progress=steps.append)
+
+    assert history.original == steps[0].original == {}
+    assert history.before == steps[0].val == {"figure": 1.0}
