@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import ExportError, ModelError, SourceError, one_line
+from binarize.export.openvino import openvino_core
 
 __all__ = ["OnnxModel", "OpenVinoModel", "write_fp32", "write_int8", "write_nncf_int8"]
 
@@ -87,14 +88,14 @@ class OpenVinoModel(nn.Module):
     def __init__(self, path: Path | str, threads: int | None = None, exact: bool = False) -> None:
         super().__init__()
         try:
-            import openvino
-        except ImportError as cause:
+            core = openvino_core()
+        except ExportError as cause:
             raise SourceError(f"cannot load {path} in OpenVINO: it is not installed; pip install openvino") from cause
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         options |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         options |= {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
         try:
-            self.model = openvino.Core().compile_model(str(path), "CPU", options)
+            self.model = core.compile_model(str(path), "CPU", options)
         except RuntimeError as cause:
             what = str(cause).strip().partition("\n")[0]
             raise SourceError(f"cannot load {path} in OpenVINO: {what}; export it again") from cause
@@ -171,7 +172,7 @@ def write_nncf_int8(source: Path, images: Tensor, path: Path) -> int:
     batch = OnnxModel(source).batch or len(images)
     pieces = [piece.numpy() for piece in images.split(batch) if len(piece) == batch]
     with _quiet():
-        made = quantize(openvino.Core().read_model(str(source)), Dataset(pieces), preset=QuantizationPreset.MIXED)
+        made = quantize(openvino_core().read_model(str(source)), Dataset(pieces), preset=QuantizationPreset.MIXED)
         openvino.save_model(made, str(path), compress_to_fp16=False)
     return path.stat().st_size + path.with_suffix(".bin").stat().st_size
 

@@ -6,6 +6,7 @@ the very same sums in OpenVINO's CPU plugin, found by trial and tested: images o
 stays standard operations on weights that are bits in the file.
 """
 
+import functools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from binarize.export.onnx import export_onnx
 from binarize.layers.packed import PackedConv2d, PackedLayer
 from binarize.passes.fuse import packed_layers
 
-__all__ = ["export_openvino", "open_openvino", "why_not_binary"]
+__all__ = ["export_openvino", "open_openvino", "openvino_core", "why_not_binary"]
 
 _LANES = 32  # channels that the plugin's kernel takes together; with others it computes something else
 
@@ -61,7 +62,7 @@ def export_openvino(
         plain = export_onnx(
             net, Path(folder) / "plain.onnx", example_inputs=example_inputs, dynamic_size=dynamic_size, portable=True
         )
-        model = openvino.Core().read_model(plain.read_bytes())
+        model = openvino_core().read_model(plain.read_bytes())
         if batch is not None:
             for slot in model.inputs:
                 shape = slot.get_partial_shape()
@@ -78,9 +79,23 @@ def export_openvino(
     return path
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """Return OpenVINO's core: one for the process, never freed.
+
+    Its CPU plugin replaces the stack that signal handlers of the thread run on and, freed, puts the one before back. Of
+    two plugins freed in the order they were made, or of one freed in another thread, a stack is left that is not there
+    any more: the next signal, such as that of Ctrl-C, would end the process without a word.
+
+    Raises:
+        ExportError: OpenVINO is not installed.
+    """
+    return _openvino().Core()
+
+
 def open_openvino(path: str | os.PathLike[str]) -> Any:
     """Return the file compiled for the CPU, in float32: by itself OpenVINO may round to bfloat16 before a sign."""
-    core = _openvino().Core()
+    core = openvino_core()
     return core.compile_model(core.read_model(os.fspath(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 

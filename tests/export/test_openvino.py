@@ -1,6 +1,8 @@
 """OpenVINO's form: BinaryConvolution only where it computes the very sums, standard operations elsewhere."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -80,3 +82,27 @@ def test_an_open_batch_has_no_binary_convolution_and_files_tell_no_paths(tmp_pat
 def test_a_name_that_does_not_end_in_xml_is_refused(tmp_path):
     with pytest.raises(ExportError, match=r"end it in .xml"):
         export_openvino(packed("xnor-net", LAYERS["1x1"]), tmp_path / "net.onnx")
+
+
+OVERLAPPING = """
+import gc, os, signal, sys
+from binarize.export.openvino import open_openvino
+first, second = open_openvino(sys.argv[1]), open_openvino(sys.argv[1])
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGINT, lambda number, frame: print("handled"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_signal_is_handled_after_files_were_closed_in_the_order_they_were_opened(tmp_path):
+    path = export_openvino(packed("xnor-net", LAYERS["1x1"]), tmp_path / "net.xml")
+
+    # faulthandler gives the main thread a stack for signals: the plugin would put its own there, and free that
+    found = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", OVERLAPPING, path], capture_output=True, text=True
+    )
+
+    assert (found.returncode, found.stdout) == (0, "handled\n"), found.stderr
