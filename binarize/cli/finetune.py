@@ -66,7 +66,7 @@ def finetune(
     NET holds latent weights: it was written with --trainable. Under torchrun all processes train one network.
     """
     from binarize.artifact import is_artifact
-    from binarize.training.processes import is_writer
+    from binarize.training.processes import is_writer, leave
 
     settings = settings_of(given, seed)
     course = Course(settings=settings, **given)
@@ -84,9 +84,11 @@ def finetune(
     history = course.run(net, master)
     if history.stopped is not None:
         fail(course.stopped(history))
+        leave()
         raise click.exceptions.Exit(STOPPED)
     if is_writer():
         finish(net, title, output, report, trainable, as_json, {"training": history.to_dict()})
+    leave()
 
 
 @final

@@ -2,6 +2,7 @@
 
 import abc
 import contextlib
+import importlib
 import os
 from collections.abc import Iterable
 from typing import Any, final
@@ -12,7 +13,7 @@ from torch import Tensor, fx, nn
 from binarize.errors import TrainingError
 from binarize.layers.branches import Router, branch_groups
 
-__all__ = ["Alone", "Processes", "Together", "find_processes", "is_writer"]
+__all__ = ["Alone", "Processes", "Together", "find_processes", "is_writer", "leave"]
 
 
 class Processes(abc.ABC):
@@ -111,6 +112,8 @@ class Together(Processes):
             raise TrainingError(f"cannot train in several processes: {what}; make it a BatchNorm before converting")
         # a graph calls all that it holds, but branches that no image chose; Python code may not: these are watched
         watched = DistributedDataParallelKwargs(find_unused_parameters=routed or not isinstance(net, fx.GraphModule))
+        # imported later, its functions' default arguments would hold the connections until the interpreter ends
+        importlib.import_module("torch.distributed.nn.functional")
         self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[watched])
         self.count, self.index = self._accelerator.num_processes, self._accelerator.process_index
 
@@ -174,3 +177,16 @@ def find_processes(net: nn.Module) -> Processes:
 def is_writer() -> bool:
     """Tell whether this is the process that writes files, without asking the others."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def leave() -> None:
+    """End what joins this process to the others, once all have come here; nothing where it runs alone.
+
+    One that ended earlier would have the launcher stop the writer, and threads that still wait for messages while the
+    interpreter goes may abort it.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    with contextlib.suppress(RuntimeError):  # another has ended already, and has said why
+        torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import time
 import pytest
 from cli_desk import refused, run, run_json
 
+from binarize.artifact import load
 from binarize.record import record_of
 
 
@@ -69,8 +71,6 @@ def test_a_model_is_converted_first_and_is_its_own_teacher(desk, tmp_path):
     assert [epoch["stage"] for epoch in found["training"]["epochs"]] == ["activations:epochs=1", "binary"]
     assert set(found["training"]["epochs"][0]["terms"]) == {"logits"}
     assert found["scheme"] == "xnor-net"
-    from binarize.artifact import load
-
     assert record_of(load(tmp_path / "out.safetensors")).training["settings"]["epochs"] == 1
     last = found["training"]["epochs"][1]["loss"]
     shown = run("inspect", tmp_path / "out.safetensors").stdout
@@ -109,6 +109,22 @@ def test_a_stopped_command_goes_on_where_it_was(desk, trainable, tmp_path):
     words[words.index("--epochs") + 1] = str(done + 1)
     found = run_json(*words, "--resume")
     assert len(found["training"]["epochs"]) == done + 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed")
+def test_two_processes_train_one_network_and_one_writes_it(desk, trainable, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "binarize"]
+    words = ["finetune", trainable, "--data", desk.data, "--batch", 8, "--labels", 1, "--epochs", 1, "--json"]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    done = subprocess.run(
+        [*launcher, *map(str, words), "-o", tmp_path / "out.safetensors"], capture_output=True, text=True, env=alone
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["training"]["epochs"]) == 1
+    assert record_of(load(tmp_path / "out.safetensors")).training["processes"] == 2
 
 
 @pytest.mark.parametrize(

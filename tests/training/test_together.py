@@ -24,6 +24,7 @@ SCRIPT = Path(__file__).with_name("together.py")
 def torchrun(*words, processes=2):
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     quiet = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(SCRIPT.parent)}
+    quiet["PYTHONFAULTHANDLER"] = "1"  # says where a process was that aborts
     return subprocess.run([*line, SCRIPT, *map(str, words)], capture_output=True, text=True, timeout=240, env=quiet)
 
 
@@ -49,6 +50,9 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
     trained = torch.load(tmp_path / "net.pt", weights_only=True)
     for key, value in net.state_dict().items():
         torch.testing.assert_close(trained[key], value, atol=1e-5, rtol=1e-4)
+    for rank in range(2):  # a thread of torch that outlives the run may abort the process as it ends
+        threads = json.loads((tmp_path / f"threads{rank}.json").read_text())
+        assert not [name for name in threads if "gloo" in name]
 
 
 @pytest.mark.slow
