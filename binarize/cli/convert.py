@@ -177,7 +177,7 @@ def check_outputs(target: Path, report: Path | None, inputs: tuple[str | Path | 
 
     if target.suffix == ".onnx":
         remedy = f"convert to a .safetensors file first, then `binarize export NET -o {target}` writes ONNX"
-        raise OutputError(f"cannot write {target}: convert does not write ONNX; {remedy}")
+        raise OutputError(f"cannot write {target}: this command does not write ONNX; {remedy}")
     require_separate([target] if report is None else [target, report], inputs)
     require_writable(target)
     if report is not None:

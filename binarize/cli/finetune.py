@@ -10,7 +10,7 @@ from binarize.cli.convert import Wish, check_outputs, converted, finish
 from binarize.cli.opening import open_net, open_original, open_teacher
 from binarize.cli.options import SHAPE, data_options, json_option, model_options, seed_option
 from binarize.cli.output import fail, note, progress_bar
-from binarize.cli.preparation import note_classes, note_preparation, note_teacher
+from binarize.cli.preparation import note_classes, note_labels, note_preparation, note_teacher
 from binarize.cli.training import settings_of, training_bar, training_options
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ class Course:
         note_preparation(net if teacher is None else teacher, train)
         if teacher is not None:
             note_teacher(net, teacher, train)
+            note_labels(net, train)
         for images in (val, train if teacher is None or self.settings.losses.labels else None):
             if images is not None:
                 note_classes(net, images)

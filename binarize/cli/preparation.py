@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from binarize.data import Images
 
-__all__ = ["note_classes", "note_preparation", "note_teacher"]
+__all__ = ["note_classes", "note_labels", "note_preparation", "note_teacher"]
 
 ENOUGH = 64  # images
 SURE = 3.0  # standard deviations: a teacher of the same accuracy is doubted about once in a thousand runs
@@ -51,20 +51,37 @@ def note_teacher(net: "nn.Module", teacher: "nn.Module", images: "Images") -> No
 
 def note_classes(net: "nn.Module", images: "Images") -> None:
     """Note where the images have names for more or fewer classes than the network has outputs."""
-    import torch
-
     if images.task != "classification" or not images.classes:
         return
-    first, _ = next(iter(images))
+    count, outputs = len(images.classes), _outputs(net, images)
+    if outputs is not None and outputs != count:
+        what = f"{images.title} has folders for {count} classes, the network {outputs} outputs"
+        note(f"warning: {what}; a label is the position of its folder in the order of names, so labels may be wrong")
+
+
+def note_labels(net: "nn.Module", images: "Images") -> None:
+    """Note where a label is no output of the network: nothing else tells so where only a teacher is learnt."""
+    if images.task != "classification" or images.classes or images.labels is None or not len(images.labels):
+        return
+    outputs = _outputs(net, images)
+    wrong = [int(label) for label in (images.labels.min(), images.labels.max())]
+    if outputs is not None and not 0 <= min(wrong) <= max(wrong) < outputs:
+        label = wrong[0] if wrong[0] < 0 else wrong[1]
+        what = f"a label is {label}, the network has outputs 0 to {outputs - 1}"
+        note(f"warning: {what}; check the labels of {images.title}, the accuracy in training means nothing")
+
+
+def _outputs(net: "nn.Module", images: "Images") -> int | None:
+    """Return how many classes ``net`` tells apart, or None where that cannot be seen: what runs it next says why."""
+    import torch
+
+    first = next(iter(images))
     try:
         with torch.no_grad():
-            outputs = net(first[:1])
-    except (RuntimeError, TypeError, ValueError):  # what runs the network next says so
-        return
-    count = len(images.classes)
-    if isinstance(outputs, torch.Tensor) and outputs.dim() == 2 and outputs.shape[1] != count:
-        what = f"{images.title} has folders for {count} classes, the network {outputs.shape[1]} outputs"
-        note(f"warning: {what}; a label is the position of its folder in the order of names, so labels may be wrong")
+            found = net((first[0] if isinstance(first, tuple | list) else first)[:1])
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    return found.shape[1] if isinstance(found, torch.Tensor) and found.dim() == 2 else None
 
 
 def _doubt(model: "nn.Module", inputs: Iterable[tuple[Any]]) -> str | None:

@@ -127,6 +127,18 @@ def test_a_teacher_that_cannot_be_compared_is_left_to_the_training(desk, mastere
     assert f"cannot learn from the teacher: {why}" in said.stderr
 
 
+@pytest.mark.parametrize(("wrong", "seen"), [(7, "7"), (-2, "-2"), (6, None)])
+def test_labels_that_are_no_outputs_are_doubted_where_only_the_teacher_is_learnt(desk, mastered, tmp_path, wrong, seen):
+    arrays = dict(np.load(tmp_path / "mastered.npz"))
+    arrays["labels"][0] = wrong
+    np.savez(tmp_path / "mastered.npz", **arrays)
+
+    said = run("finetune", *mastered, "--teacher", desk.checkpoint, "--arch", desk.factory)
+
+    assert said.exit_code == 0, said.output
+    assert (f"a label is {seen}, the network has outputs 0 to 6; check the labels of" in said.stderr) == bool(seen)
+
+
 @pytest.fixture
 def folders(desk, tmp_path):
     """Return the options of a trainable network of seven classes, and a function that writes images in folders."""
