@@ -182,8 +182,8 @@ def is_writer() -> bool:
 def leave() -> None:
     """End what joins this process to the others, once all have come here; nothing where it runs alone.
 
-    One that ended earlier would have the launcher stop the writer, and threads that still wait for messages while the
-    interpreter goes may abort it.
+    Threads of torch would else still wait for messages while the interpreter goes, which may abort the process; a
+    launcher then stops the others too, also one that still writes.
     """
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return
