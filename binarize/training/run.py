@@ -28,7 +28,10 @@ from binarize.training.stages import Bases
 __all__ = ["Place", "Run"]
 
 FIT_BATCHES = 4
-REMEDIES = {"stages": " (passes can change where no stage names them)", "batches of a pass": " images and batch size"}
+REMEDIES = {
+    "stages": " (passes can change where no stage names them)",
+    "batches of a pass": " images, batch size and number of processes",
+}
 FREE = ("epochs", "checkpoint_minutes", "compile")  # settings that may differ when a run is resumed
 
 

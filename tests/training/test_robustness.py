@@ -108,7 +108,7 @@ def test_other_settings_do_not_continue_a_run(tmp_path):
     ("options", "why"),
     [
         ({"teacher": None}, "started with teacher 'given', now it is 'none'"),
-        ({"train": data(16)}, "batches of a pass 3, now it is 6; give the same images and batch size"),
+        ({"train": data(16)}, "batches of a pass 3, now it is 6; give the same images, batch size and number"),
         ({"stages": ("binary:epochs=3",)}, r"give the same \(passes can change where no stage names them\)"),
     ],
 )
