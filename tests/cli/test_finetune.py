@@ -51,12 +51,14 @@ def test_what_holds_latent_weights_is_packed_where_it_is_exported(desk, trainabl
     assert found["bytes"] < trainable.stat().st_size
 
 
-def test_what_validation_found_is_said_where_no_bar_is_drawn(desk, trainable, tmp_path):
-    words = "--data", desk.data, "--val", desk.data, "--epochs", 2, "--teacher", desk.checkpoint, "--arch", desk.factory
-    result = run("finetune", trainable, "-o", tmp_path / "out.safetensors", *words)
+@pytest.mark.parametrize("taught", [False, True])
+def test_what_validation_found_is_said_where_no_bar_is_drawn(desk, trainable, tmp_path, taught):
+    words = "--data", desk.data, "--val", desk.data, "--epochs", 2
+    teacher = ("--teacher", desk.checkpoint, "--arch", desk.factory) if taught else ()
+    result = run("finetune", trainable, "-o", tmp_path / "out.safetensors", *words, *teacher)
 
-    measured = r"^binarize: before training: top1 [01]\.\d{4} \(the original: top1 [01]\.\d{4}\)$"
-    assert re.search(measured, result.stderr, re.MULTILINE)
+    original = r" \(the original: top1 [01]\.\d{4}\)" if taught else ""
+    assert re.search(rf"^binarize: before training: top1 [01]\.\d{{4}}{original}$", result.stderr, re.MULTILINE)
     assert re.findall(r"^binarize: after epoch (\d): top1 [01]\.\d{4}$", result.stderr, re.MULTILINE) == ["1", "2"]
     progress = r"^binarize: epoch (\d)/2  loss \d\.\d{4}  top-1 in training [\d.]+%  [\d,]+ images/s"
     assert re.findall(progress, result.stderr, re.MULTILINE) == ["1", "2"]
