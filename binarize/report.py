@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from binarize.calibration.places import layer_copies
-from binarize.calibration.prepared import Prepared
+from binarize.calibration.prepared import Prepared, unlike
 from binarize.calibration.reconstruct import WHOLE
 from binarize.convert import plan
 from binarize.cost import example_arguments, measure_macs, packed_bytes, tensor_bytes, weight_bytes, weight_shape
@@ -23,7 +23,7 @@ from binarize.passes.pack import pack
 from binarize.recipe import Recipe
 from binarize.record import GroupRecord, LayerRecord, Record, record_of
 from binarize.schemes.presets import Scheme, build_scheme
-from binarize.tables import count, plain_table, size
+from binarize.tables import count, figure, plain_table, size
 
 __all__ = ["LEFT", "LayerSummary", "Summary", "Totals", "summary"]
 
@@ -161,10 +161,7 @@ class Summary:
         """Return what speaks against the way in which the images of calibration were prepared, or None."""
         prepared = Prepared.read(self.details.get("calibration", {}).get("prepared"))
         reason = None if prepared is None else prepared.why_not()
-        if reason is None:
-            return None
-        remedy = "check mean and std (bytes are divided by 255 before) and the order of channels"
-        return f"the images look unlike those of training: {reason}; {remedy}"
+        return None if reason is None else unlike("training", reason)
 
     def closing(self) -> list[str]:
         """Return the sentences under the table: sums, and what was left out."""
@@ -206,7 +203,7 @@ class Summary:
             lines.append(f"fine-tuned for {passes}, loss{where} {losses}")
         for when, found in self.details.get("metrics", {}).items():
             figures = found if isinstance(found, Mapping) else {"": found}
-            named = [f"{name} {value:.4f}".strip() for name, value in figures.items() if isinstance(value, float)]
+            named = [figure(name, value) for name, value in figures.items() if isinstance(value, float)]
             lines += [f"{when}: {', '.join(named)}"] if named else []
         return lines
 
@@ -373,7 +370,8 @@ def _on_branches(groups: Sequence[GroupRecord]) -> str:
     made = [group for group in groups if group.path is not None]
     gated = sum(group.gate == "gated" for group in made)
     left = len(groups) - len(made)
-    return f"{len(made)} groups of branches, {gated} gated" + (f"; {left} layer by layer" if left else "")
+    groups_made = f"{len(made)} group{'s' * (len(made) != 1)}"
+    return f"{groups_made} of branches, {gated} gated" + (f"; {left} layer by layer" if left else "")
 
 
 def _row(layer: LayerSummary) -> tuple[str, ...]:

@@ -1,8 +1,13 @@
-"""Text for people: sizes and counts in three digits, aligned tables."""
+"""Text for people: sizes and counts in three digits, measured figures, aligned tables."""
 
 from collections.abc import Sequence
 
-__all__ = ["count", "plain_table", "size"]
+__all__ = ["count", "figure", "heading", "plain_table", "size"]
+
+SHARES = {
+    "top1": "top-1", "top5": "top-5", "miou": "mIoU", "pixel_accuracy": "pixel accuracy", "map": "mAP",
+    "map50": "mAP at 0.5",
+}  # fmt: skip
 
 
 def size(amount: int) -> str:
@@ -23,6 +28,16 @@ def _scaled(amount: int) -> str:
             return f"{value:.{digits}f} {unit}"
         value /= 1000
     return f"{value:.1f} T"
+
+
+def heading(name: str) -> str:
+    """Return how a measured figure is called in print; a user's own keeps its name."""
+    return SHARES.get(name, name)
+
+
+def figure(name: str, value: float) -> str:
+    """Return a measured figure with its heading: in percent where it is a share, else in four digits."""
+    return f"{heading(name)} {value:.2%}" if name in SHARES else f"{name} {value:.4f}".strip()
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:

@@ -208,6 +208,7 @@ def test_the_table_of_groups_names_kind_count_and_connection(branched, tmp_path)
         ("block2", "residual", "3", "gated"),
     ]
     assert "2 groups of branches, 1 gated" in str(found)
+    assert "1 group of branches, 0 gated" in str(dataclasses.replace(found, branches=found.branches[:1]))
     write_html(found, tmp_path / "page.html", title="net")
     assert "<td>block2</td><td>residual</td><td>3</td><td>gated</td>" in (tmp_path / "page.html").read_text()
     assert json.loads(json.dumps(found.to_dict()))["branches"][1]["gate"] == "gated"

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ImageStatistics", "Prepared", "compare_prepared"]
+__all__ = ["ImageStatistics", "Prepared", "compare_prepared", "unlike"]
 
 IMAGES = 32  # enough: means over pixels of so many images lie within a tenth of a deviation
 FEWEST = 8  # of one or two, which may be dark, too many would be suspected
@@ -140,6 +140,12 @@ def compare_prepared(model: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> Pre
         return None
     first = seen[0][0]
     return _compared(first, layers[first], [values for module, values in seen if module is first])
+
+
+def unlike(those: str, reason: str) -> str:
+    """Return the warning about images that look unlike those of ``those``, such as "training"."""
+    remedy = "check mean and std (bytes are divided by 255 before), the order of channels and the size of images"
+    return f"the images look unlike those of {those}: {reason}; {remedy}"
 
 
 def _fields(kind: Any, values: object) -> Mapping[str, Any] | None:

@@ -71,8 +71,10 @@ def _train(net: "nn.Module", opened: "Opened", wish: "Wish", epochs: int) -> Non
     from binarize.data import load_data
     from binarize.finetune import Settings
     from binarize.finetune import finetune as run
+    from binarize.training.memory import keep_freed_memory
 
     assert wish.data is not None
+    keep_freed_memory()
     asked = wish.to_recipe()
     data = load_data(
         wish.data, mean=wish.mean, std=wish.std, channels=wish.channels, input_shape=wish.shape(opened),

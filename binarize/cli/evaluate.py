@@ -7,7 +7,7 @@ import click
 from binarize.cli.opening import open_subject, open_teacher
 from binarize.cli.options import SHAPE, data_options, json_option, model_options
 from binarize.cli.output import Progress, print_json, print_table, progress_bar
-from binarize.cli.preparation import note_classes, note_preparation
+from binarize.cli.preparation import Glance, note_classes, note_preparation
 
 __all__ = ["evaluate"]
 
@@ -52,7 +52,7 @@ def evaluate(
         spec, mean=mean, std=std, channels=channels, input_shape=shape, batch_size=batch, limit=samples
     )  # fmt: skip
     note_preparation(subject.net, images)
-    note_classes(subject.net, images)
+    note_classes(Glance(subject.net, images), images)
     with progress_bar() as bar:
         step = None if bar is None else _counting(bar, images.samples)
         found = run(subject.net, images, teacher=None if master is None else master.net, progress=step)

@@ -10,7 +10,14 @@ from binarize.cli.convert import Wish, check_outputs, converted, finish
 from binarize.cli.opening import open_net, open_original, open_teacher
 from binarize.cli.options import SHAPE, data_options, json_option, model_options, seed_option
 from binarize.cli.output import fail, note, progress_bar
-from binarize.cli.preparation import note_classes, note_labels, note_preparation, note_teacher
+from binarize.cli.preparation import (
+    Glance,
+    note_classes,
+    note_labels,
+    note_preparation,
+    note_teacher,
+    require_labels,
+)
 from binarize.cli.training import settings_of, training_bar, training_options
 
 if TYPE_CHECKING:
@@ -66,13 +73,16 @@ def finetune(
     NET holds latent weights: it was written with --trainable. Under torchrun all processes train one network.
     """
     from binarize.artifact import is_artifact
+    from binarize.training.memory import keep_freed_memory
     from binarize.training.processes import is_writer, leave
 
+    keep_freed_memory()
     settings = settings_of(given, seed)
     course = Course(settings=settings, **given)
     course.require_readable()
     check_outputs(output, report, (network, arch, recipe, teacher, course.data, course.val))
     if is_artifact(network):
+        _require_other(teacher, network)
         if (scheme, ends, recipe) != (None, None, None):
             raise click.UsageError(f"--scheme, --ends and --recipe are for a MODEL; {network} is converted already")
         subject = open_net(network, arch, trust, arch_used=teacher is not None and teacher_arch is None)
@@ -89,6 +99,14 @@ def finetune(
     if is_writer():
         finish(net, title, output, report, trainable, as_json, {"training": history.to_dict()})
     leave()
+
+
+def _require_other(teacher: str | None, network: str) -> None:
+    """Refuse the network's own file as its teacher: it would learn what it does already."""
+    from binarize.errors import TrainingError
+
+    if teacher is not None and Path(teacher).exists() and Path(teacher).samefile(network):
+        raise TrainingError(f"cannot learn from the teacher {teacher}: it is the network itself; give the original")
 
 
 @final
@@ -144,10 +162,13 @@ class Course:
         shape = record_of(net).input_shape
         train = self._images(self.data, shape, self.augment, self.samples, shuffle=True)
         val = None if self.val is None else self._images(self.val, shape, "none", None, shuffle=False)
-        done = self._note_resumed() if is_writer() and self.resume else None
+        glance = Glance(net, train)
+        if teacher is None or self.settings.losses.labels:
+            require_labels(glance)
+        done = self._passes_done()
         if is_writer() and not done:
-            self._note_doubts(net, teacher, train, val)
-        with training_bar() as bar:
+            self._note_doubts(glance, teacher, val)
+        with training_bar(self._resumed(done)) as bar:
             history = run(
                 net.to(place), train, teacher=teacher, val=val, settings=self.settings, stages=self.stage or None,
                 checkpoint=self.checkpoint, resume=self.resume, progress=bar,
@@ -157,30 +178,32 @@ class Course:
         net.cpu()
         return history
 
-    def _note_doubts(
-        self, net: "nn.Module", teacher: "nn.Module | None", train: "Images", val: "Images | None"
-    ) -> None:
+    def _note_doubts(self, glance: Glance, teacher: "nn.Module | None", val: "Images | None") -> None:
         """Say what speaks against the data or the teacher."""
-        note_preparation(net if teacher is None else teacher, train)
+        note_preparation(glance.net if teacher is None else teacher, glance.images)
+        learnt = teacher is None or self.settings.losses.labels
         if teacher is not None:
-            note_teacher(net, teacher, train)
-            note_labels(net, train)
-        for images in (val, train if teacher is None or self.settings.losses.labels else None):
+            note_teacher(glance, teacher)
+        if not learnt:
+            note_labels(glance)
+        for images in (val, glance.images if learnt else None):
             if images is not None:
-                note_classes(net, images)
+                note_classes(glance, images)
 
-    def _note_resumed(self) -> int:
-        """Say where a run goes on; return how many epochs it has already."""
+    def _passes_done(self) -> int | None:
+        """Return how many passes the run has already; None where it does not go on from a checkpoint."""
         from binarize.training.checkpoints import Checkpoints
 
-        assert self.checkpoint is not None
-        state = Checkpoints(self.checkpoint).read()
-        if state is None:
-            note(f"there is no checkpoint in {self.checkpoint} yet: the run starts from the beginning")
-            return 0
-        done = len(state["history"])
-        note(f"the run in {self.checkpoint} goes on after epoch {done}")
-        return done
+        state = Checkpoints(self.checkpoint).read() if self.resume and self.checkpoint is not None else None
+        return None if state is None else len(state["history"])
+
+    def _resumed(self, done: int | None) -> str | None:
+        """Return the sentence about where a run goes on, for when it does."""
+        if not self.resume:
+            return None
+        if done is None:
+            return f"there is no checkpoint in {self.checkpoint} yet: the run starts from the beginning"
+        return f"the run in {self.checkpoint} goes on after epoch {done}"
 
     def _images(
         self, spec: str, shape: tuple[int, ...] | None, augment: str, samples: int | None, *, shuffle: bool

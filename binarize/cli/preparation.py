@@ -1,7 +1,9 @@
 """Says so where images look unlike those of training, labels are no outputs, or a teacher knows less than its pupil."""
 
+import functools
+import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from binarize.cli.output import note
 
@@ -10,34 +12,71 @@ if TYPE_CHECKING:
 
     from binarize.data import Images
 
-__all__ = ["note_classes", "note_labels", "note_preparation", "note_teacher"]
+__all__ = ["Glance", "note_classes", "note_labels", "note_preparation", "note_teacher", "require_labels"]
 
 ENOUGH = 64  # images
 SURE = 3.0  # standard deviations: a teacher of the same accuracy is doubted about once in a thousand runs
+NO_LABEL = -100  # torch's own word for it
+
+
+@final
+class Glance:
+    """What is seen of a network on the first batch of its data, which is read once, if at all."""
+
+    def __init__(self, net: "nn.Module", images: "Images") -> None:
+        self.net, self.images = net, images
+
+    @functools.cached_property
+    def batch(self) -> Any:
+        """The first batch."""
+        return next(iter(self.images))
+
+    @functools.cached_property
+    def outputs(self) -> int | None:
+        """How many classes the network tells apart, or None where that cannot be seen: what runs it next says why."""
+        import torch
+
+        try:
+            with torch.no_grad():
+                found = self.net((self.batch[0] if isinstance(self.batch, tuple | list) else self.batch)[:1])
+        except (RuntimeError, TypeError, ValueError):
+            return None
+        return found.shape[1] if isinstance(found, torch.Tensor) and found.dim() == 2 else None
+
+    def wrong_label(self, images: "Images") -> str | None:
+        """Return what speaks against the labels of ``images``, numbers without names, or None."""
+        if images.task != "classification" or images.classes or images.labels is None:
+            return None
+        labels = images.labels[images.labels != NO_LABEL]
+        if not len(labels) or self.outputs is None:
+            return None
+        least, most = int(labels.min()), int(labels.max())
+        if least >= 0 and most < self.outputs:
+            return None
+        return f"a label is {least if least < 0 else most}, the network has outputs 0 to {self.outputs - 1}"
 
 
 def note_preparation(model: "nn.Module", batches: Iterable[Any]) -> None:
     """Look at the first images of ``batches``, and note what speaks against their preparation, if anything does."""
     doubt = _doubt(model, ((batch[0] if isinstance(batch, tuple | list) else batch,) for batch in batches))
     if doubt is not None:
-        remedy = "check --mean and --std (bytes are divided by 255 before), --channels and --input-shape"
-        note(f"warning: the images look unlike {doubt}; {remedy}")
+        note(f"warning: {doubt}")
 
 
-def note_teacher(net: "nn.Module", teacher: "nn.Module", images: "Images") -> None:
-    """Let both decide some images, and note it where the teacher is clearly the worse: it is hardly the original.
+def note_teacher(glance: Glance, teacher: "nn.Module") -> None:
+    """Let both decide some images, and note it where the teacher is clearly the worse, or no better than chance.
 
     Nothing is noted without labels of whole images; what does not run is left to the training to say.
     """
     from binarize.errors import BinarizeError
     from binarize.evaluate import Evaluation, evaluate
 
-    if images.task != "classification" or images.labels is None:
+    if glance.images.task != "classification" or glance.images.labels is None:
         return
-    pixels, labels = next(iter(images))
+    pixels, labels = glance.batch
     first = [(pixels[:ENOUGH], labels[:ENOUGH])]
     try:
-        ours, theirs = evaluate(net, first), evaluate(teacher, first)
+        ours, theirs = evaluate(glance.net, first), evaluate(teacher, first)
     except (BinarizeError, RuntimeError, TypeError, ValueError):
         return
     if not isinstance(ours, Evaluation) or not isinstance(theirs, Evaluation):
@@ -47,45 +86,48 @@ def note_teacher(net: "nn.Module", teacher: "nn.Module", images: "Images") -> No
     if ours.top1 - theirs.top1 > SURE * ((ours.top1 + theirs.top1) / ours.samples) ** 0.5:
         saw = f"{theirs.top1:.0%} of the first {ours.samples} images right, the network {ours.top1:.0%}"
         note(f"warning: the teacher decides {saw} already; check that --teacher is the original, with its own weights")
+    elif glance.outputs is not None and _is_chance(theirs.top1, theirs.samples, glance.outputs):
+        saw = f"{theirs.top1:.0%} of the first {theirs.samples} images right, hardly more than chance"
+        remedy = "check that classes are numbered as in its training, and the images prepared so"
+        note(f"warning: the original decides {saw}; {remedy}")
 
 
-def note_classes(net: "nn.Module", images: "Images") -> None:
+def _is_chance(share: float, samples: int, classes: int) -> bool:
+    """Whether one who guesses among ``classes`` could be right on so large a share."""
+    expected = samples / classes
+    return share * samples <= expected + SURE * math.sqrt(expected)
+
+
+def note_classes(glance: Glance, images: "Images") -> None:
     """Note where the images have names for more or fewer classes than the network has outputs."""
     if images.task != "classification" or not images.classes:
         return
-    count, outputs = len(images.classes), _outputs(net, images)
+    count, outputs = len(images.classes), glance.outputs
     if outputs is not None and outputs != count:
         what = f"{images.title} has folders for {count} classes, the network {outputs} outputs"
         note(f"warning: {what}; a label is the position of its folder in the order of names, so labels may be wrong")
 
 
-def note_labels(net: "nn.Module", images: "Images") -> None:
+def note_labels(glance: Glance) -> None:
     """Note where a label is no output of the network: nothing else tells so where only a teacher is learnt."""
-    if images.task != "classification" or images.classes or images.labels is None or not len(images.labels):
-        return
-    outputs = _outputs(net, images)
-    wrong = [int(label) for label in (images.labels.min(), images.labels.max())]
-    if outputs is not None and not 0 <= min(wrong) <= max(wrong) < outputs:
-        label = wrong[0] if wrong[0] < 0 else wrong[1]
-        what = f"a label is {label}, the network has outputs 0 to {outputs - 1}"
-        note(f"warning: {what}; check the labels of {images.title}, the accuracy in training means nothing")
+    wrong = glance.wrong_label(glance.images)
+    if wrong is not None:
+        title = glance.images.title
+        note(f"warning: {wrong}; check the labels of {title}, the accuracy in training means nothing")
 
 
-def _outputs(net: "nn.Module", images: "Images") -> int | None:
-    """Return how many classes ``net`` tells apart, or None where that cannot be seen: what runs it next says why."""
-    import torch
+def require_labels(glance: Glance) -> None:
+    """Refuse labels that are no outputs where they are learnt, before the batch comes that holds one."""
+    from binarize.errors import DataError
 
-    first = next(iter(images))
-    try:
-        with torch.no_grad():
-            found = net((first[0] if isinstance(first, tuple | list) else first)[:1])
-    except (RuntimeError, TypeError, ValueError):
-        return None
-    return found.shape[1] if isinstance(found, torch.Tensor) and found.dim() == 2 else None
+    wrong = glance.wrong_label(glance.images)
+    if wrong is not None:
+        remedy = "number the classes from 0, or learn from a teacher alone (--teacher, without --labels)"
+        raise DataError(f"cannot fine-tune on the labels of {glance.images.title}: {wrong}; {remedy}")
 
 
 def _doubt(model: "nn.Module", inputs: Iterable[tuple[Any]]) -> str | None:
-    from binarize.calibration.prepared import ImageStatistics, compare_prepared
+    from binarize.calibration.prepared import ImageStatistics, compare_prepared, unlike
     from binarize.errors import ModelError
     from binarize.record import record_of
 
@@ -99,7 +141,7 @@ def _doubt(model: "nn.Module", inputs: Iterable[tuple[Any]]) -> str | None:
         except (RuntimeError, TypeError, ValueError):  # they do not fit: what runs the model next says so
             return None
         reason = None if prepared is None else prepared.why_not()
-        return None if reason is None else f"those of training: {reason}"
+        return None if reason is None else unlike("training", reason)
     seen = ImageStatistics.of(inputs)
     reason = None if seen is None else known.why_not(seen)
-    return None if reason is None else f"those of calibration: {reason}"
+    return None if reason is None else unlike("calibration", reason)

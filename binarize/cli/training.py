@@ -17,6 +17,7 @@ __all__ = ["settings_of", "training_bar", "training_options"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+PLAIN = "binary"  # the stage that there is where nobody asks for others
 SMALL, SHARE = click.FloatRange(0), click.FloatRange(0, 1, max_open=True)
 
 
@@ -62,15 +63,18 @@ def settings_of(given: dict[str, Any], seed: int) -> "Settings":
 
 
 @contextlib.contextmanager
-def training_bar() -> Iterator["Callable[[Step], None] | None"]:
-    """Give a callback that draws epoch, loss, accuracy, rate and the time left; without a terminal a line per epoch."""
+def training_bar(opening: str | None = None) -> Iterator["Callable[[Step], None] | None"]:
+    """Give a callback that draws epoch, loss, accuracy, rate and the time left; without a terminal a line per epoch.
+
+    ``opening`` is said with the first step: until then a run may be refused.
+    """
     from binarize.training.processes import is_writer
 
     if not is_writer():
         yield None
         return
     if not sys.stderr.isatty():
-        yield _note_epoch
+        yield _opened(_note_epoch, opening, note)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -79,12 +83,29 @@ def training_bar() -> Iterator["Callable[[Step], None] | None"]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("training", total=None)
 
+        def say(sentence: str) -> None:
+            bar.console.print(f"binarize: {sentence}", highlight=False, markup=False)
+
         def report(step: "Step") -> None:
             if step.val:
-                bar.console.print(f"binarize: {_validated(step)}", highlight=False)
+                say(_validated(step))
             bar.update(task, description=_line(step), completed=step.done, total=step.total or None)
 
-        yield report
+        yield _opened(report, opening, say)
+
+
+def _opened(
+    report: "Callable[[Step], None]", opening: str | None, say: Callable[[str], None]
+) -> "Callable[[Step], None]":
+    """Return ``report``, with what is to be said before the first step."""
+    left = [] if opening is None else [opening]
+
+    def opened(step: "Step") -> None:
+        if left:
+            say(left.pop())
+        report(step)
+
+    return opened
 
 
 def _note_epoch(step: "Step") -> None:
@@ -101,13 +122,16 @@ def _validated(step: "Step") -> str:
 
 
 def _named(figures: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    from binarize.tables import figure
+
+    return ", ".join(figure(name, value) for name, value in figures.items())
 
 
 def _line(step: "Step") -> str:
-    parts = [f"epoch {step.epoch}/{step.epochs}", f"loss {step.loss:.4f}"]
+    stage = "" if step.stage == PLAIN else f" ({step.stage})"
+    parts = [f"epoch {step.epoch}/{step.epochs}{stage}", f"loss {step.loss:.4f}"]
     if step.top1 is not None:
-        parts.append(f"top-1 in training {step.top1:.1%}")
+        parts.append(f"top-1 in training {step.top1:.2%}")
     parts.append(f"{step.images_per_second:,.0f} images/s")
     if step.seconds_left is not None:
         minutes, seconds = divmod(round(step.seconds_left), 60)

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
+from binarize.tables import heading
+
 __all__ = ["HEIGHT", "WIDTH", "Curve", "curves_of"]
 
 WIDTH, HEIGHT = 480, 120
@@ -37,7 +39,7 @@ def curves_of(training: Mapping[str, Any]) -> list[Curve]:
     epochs = training.get("epochs", [])
     found = {"loss": [epoch["loss"] for epoch in epochs], "top-1 in training": [epoch["top1"] for epoch in epochs]}
     for name in epochs[0]["val"] if epochs else ():
-        found[f"{name} in validation"] = [epoch["val"].get(name) for epoch in epochs]
+        found[f"{heading(name)} in validation"] = [epoch["val"].get(name) for epoch in epochs]
     return [_curve(name, values) for name, values in found.items() if _is_whole(values)]
 
 

@@ -40,7 +40,7 @@ def test_a_network_is_trained_packed_and_measured(desk, trainable, tmp_path):
     assert (tmp_path / "run" / "log.csv").is_file()
     shown = run("inspect", out).stdout
     assert f"fine-tuned for 2 epochs, loss {epochs[0]['loss']:.4f} to {epochs[1]['loss']:.4f}" in shown
-    assert f"fine-tuned: top1 {epochs[1]['val']['top1']:.4f}" in shown
+    assert f"fine-tuned: top-1 {epochs[1]['val']['top1']:.2%}" in shown
     assert '<polyline points="0.0,' in (tmp_path / "page.html").read_text()
 
 
@@ -51,17 +51,34 @@ def test_what_holds_latent_weights_is_packed_where_it_is_exported(desk, trainabl
     assert found["bytes"] < trainable.stat().st_size
 
 
+def test_progress_names_the_stage_where_there_are_several(desk, trainable, tmp_path):
+    words = "--data", desk.data, "--epochs", 1, "--stage", "activations:epochs=1", "--stage", "binary"
+
+    said = run("finetune", trainable, "-o", tmp_path / "out.safetensors", *words).stderr
+
+    assert "binarize: epoch 1/2 (activations:epochs=1)  loss " in said
+    assert "binarize: epoch 2/2  loss " in said
+
+
 @pytest.mark.parametrize("taught", [False, True])
 def test_what_validation_found_is_said_where_no_bar_is_drawn(desk, trainable, tmp_path, taught):
     words = "--data", desk.data, "--val", desk.data, "--epochs", 2
     teacher = ("--teacher", desk.checkpoint, "--arch", desk.factory) if taught else ()
     result = run("finetune", trainable, "-o", tmp_path / "out.safetensors", *words, *teacher)
 
-    original = r" \(the original: top1 [01]\.\d{4}\)" if taught else ""
-    assert re.search(rf"^binarize: before training: top1 [01]\.\d{{4}}{original}$", result.stderr, re.MULTILINE)
-    assert re.findall(r"^binarize: after epoch (\d): top1 [01]\.\d{4}$", result.stderr, re.MULTILINE) == ["1", "2"]
+    original = r" \(the original: top-1 \d+\.\d\d%\)" if taught else ""
+    assert re.search(rf"^binarize: before training: top-1 \d+\.\d\d%{original}$", result.stderr, re.MULTILINE)
+    assert re.findall(r"^binarize: after epoch (\d): top-1 \d+\.\d\d%$", result.stderr, re.MULTILINE) == ["1", "2"]
     progress = r"^binarize: epoch (\d)/2  loss \d\.\d{4}  top-1 in training [\d.]+%  [\d,]+ images/s"
     assert re.findall(progress, result.stderr, re.MULTILINE) == ["1", "2"]
+
+
+def test_the_file_is_written_before_the_process_leaves_the_others(desk, trainable, tmp_path, monkeypatch):
+    out, left = tmp_path / "out.safetensors", []
+    monkeypatch.setattr("binarize.training.processes.leave", lambda: left.append(out.exists()))
+
+    assert run("finetune", trainable, "-o", out, "--data", desk.data, "--epochs", 1).exit_code == 0
+    assert left == [True]
 
 
 def test_a_model_is_converted_first_and_is_its_own_teacher(desk, tmp_path):
@@ -146,9 +163,11 @@ def test_two_processes_train_one_network_and_one_writes_it(desk, trainable, tmp_
         (("--scheme", "xnor-net"), "are for a MODEL"),
         (("--lr", "much"), "'much' is not a valid float range; `"),
         (("--teacher", "nowhere.pt"), "no such file"),
+        (("--teacher", "{network}"), "it is the network itself; give the original"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(desk, trainable, tmp_path, words, why):
+    words = [word.format(network=trainable) for word in words]
     said = refused("finetune", trainable, "--data", desk.data, "-o", tmp_path / "out.safetensors", *words)
 
     assert why in said
@@ -208,6 +227,7 @@ def test_images_prepared_in_another_way_do_not_continue_a_run(desk, trainable, t
     assert run(*words, "--epochs", 1).exit_code == 0
 
     assert why in refused(*words, "--epochs", 2, "--resume", *options)
+    assert "goes on after" not in run(*words, "--epochs", 2, "--resume", *options).stderr
 
 
 @pytest.mark.parametrize(("inside", "where"), [("", ""), ("/run/1", " in {file}")])

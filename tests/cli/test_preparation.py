@@ -127,6 +127,28 @@ def test_a_teacher_that_cannot_be_compared_is_left_to_the_training(desk, mastere
     assert f"cannot learn from the teacher: {why}" in said.stderr
 
 
+def test_an_original_that_guesses_is_doubted(desk, mastered, tmp_path):
+    arrays = dict(np.load(tmp_path / "mastered.npz"))
+    arrays["labels"] = np.random.default_rng(2).integers(0, 7, 64)
+    np.savez(tmp_path / "mastered.npz", **arrays)
+
+    said = run("finetune", *mastered, "--teacher", desk.checkpoint, "--arch", desk.factory)
+
+    assert re.search(r"the original decides \d+% of the first 64 images right, hardly more than chance", said.stderr)
+
+
+@pytest.mark.parametrize("label", [7, -2])
+def test_labels_that_are_no_outputs_are_refused_where_they_are_learnt(desk, mastered, tmp_path, label):
+    arrays = dict(np.load(tmp_path / "mastered.npz"))
+    arrays["labels"][:2] = label, -100  # which torch leaves out
+    np.savez(tmp_path / "mastered.npz", **arrays)
+
+    for words in ((), ("--teacher", desk.checkpoint, "--arch", desk.factory, "--labels", 1)):
+        said = refused("finetune", *mastered, *words)
+        assert f"mastered.npz: a label is {label}, the network has outputs 0 to 6; number the classes from 0" in said
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 @pytest.mark.parametrize(("label", "doubted"), [(7, True), (-2, True), (6, False), (0, False)])
 def test_labels_that_are_no_outputs_are_doubted_where_only_the_teacher_is_learnt(
     desk, mastered, tmp_path, label, doubted

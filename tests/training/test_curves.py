@@ -17,7 +17,7 @@ def test_the_largest_value_is_on_top_and_the_last_epoch_at_the_right():
 def test_every_figure_that_was_measured_each_time_has_its_curve():
     found = curves_of({"epochs": [epoch(1.0, 0.5, top1=0.4, loss=2.0), epoch(0.5, 0.75, top1=0.5)]})
 
-    assert [curve.name for curve in found] == ["loss", "top-1 in training", "top1 in validation"]
+    assert [curve.name for curve in found] == ["loss", "top-1 in training", "top-1 in validation"]
 
 
 @pytest.mark.parametrize("training", [{}, {"epochs": []}, {"epochs": [epoch(1.0)]}])

@@ -1,0 +1,66 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from binarize.training.memory import OWN, keep_freed_memory
+
+FAULTS = """
+import resource
+import sys
+
+import torch
+
+from binarize.training.memory import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    print(keep_freed_memory())
+else:
+    print(None)
+
+
+def step():
+    return [torch.ones(2 << 20) for _ in range(20)]
+
+
+for _ in range(2):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def pages_of_a_step(how, **more):
+    environment = {key: value for key, value in os.environ.items() if key not in OWN}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True, env={**environment, **more}
+    )
+    kept, faults = done.stdout.split()
+    return kept, int(faults)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted on Linux")
+def test_a_step_does_not_ask_for_its_memory_again():
+    kept, faults = pages_of_a_step("kept")
+    if kept == "False":
+        pytest.skip("the C library is not glibc")
+    _, otherwise = pages_of_a_step("given back")
+
+    assert otherwise > 20 * 8 * 2**20 / os.sysconf("SC_PAGE_SIZE") / 2  # most of the 20 tensors of 8 MiB
+    assert faults < otherwise / 10
+
+
+def test_what_the_user_asked_for_stays(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+
+    assert not keep_freed_memory()
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    for name in OWN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+
+    assert not keep_freed_memory()
