@@ -31,13 +31,15 @@ def _scaled(amount: int) -> str:
 
 
 def heading(name: str) -> str:
-    """Return how a measured figure is called in print; a user's own keeps its name."""
+    """Return how a figure of `evaluate` is called in print; others keep their names."""
     return SHARES.get(name, name)
 
 
 def figure(name: str, value: float) -> str:
-    """Return a measured figure with its heading: in percent where it is a share, else in four digits."""
-    return f"{heading(name)} {value:.2%}" if name in SHARES else f"{name} {value:.4f}".strip()
+    """Return a measured figure with its heading: in percent where it is a share, else with four decimals."""
+    if name in SHARES and 0 <= value <= 1:
+        return f"{heading(name)} {value:.2%}"
+    return f"{heading(name)} {value:.4f}".strip()
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:

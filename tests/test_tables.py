@@ -22,3 +22,4 @@ def test_fine_tuning_prints_what_evaluate_prints(found):
 def test_a_figure_of_a_user_is_no_share():
     assert figure("distance", 3.14159) == "distance 3.1416"
     assert figure("", 0.5) == "0.5000"
+    assert figure("top1", 84.9) == "top-1 84.9000"  # in percent already

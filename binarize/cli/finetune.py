@@ -162,12 +162,8 @@ class Course:
         shape = record_of(net).input_shape
         train = self._images(self.data, shape, self.augment, self.samples, shuffle=True)
         val = None if self.val is None else self._images(self.val, shape, "none", None, shuffle=False)
-        glance = Glance(net, train)
-        if teacher is None or self.settings.losses.labels:
-            require_labels(glance)
-        done = self._passes_done()
-        if is_writer() and not done:
-            self._note_doubts(glance, teacher, val)
+        done = self._passes_done() if is_writer() else None
+        self._look(Glance(net, train), teacher, val, silent=not is_writer() or bool(done))
         with training_bar(self._resumed(done)) as bar:
             history = run(
                 net.to(place), train, teacher=teacher, val=val, settings=self.settings, stages=self.stage or None,
@@ -178,10 +174,14 @@ class Course:
         net.cpu()
         return history
 
-    def _note_doubts(self, glance: Glance, teacher: "nn.Module | None", val: "Images | None") -> None:
-        """Say what speaks against the data or the teacher."""
-        note_preparation(glance.net if teacher is None else teacher, glance.images)
+    def _look(self, glance: Glance, teacher: "nn.Module | None", val: "Images | None", *, silent: bool) -> None:
+        """Refuse labels that cannot be learnt, and say what speaks against the data or the teacher."""
         learnt = teacher is None or self.settings.losses.labels
+        if learnt:
+            require_labels(glance)
+        if silent:
+            return
+        note_preparation(glance.net if teacher is None else teacher, glance.images)
         if teacher is not None:
             note_teacher(glance, teacher)
         if not learnt:

@@ -43,14 +43,15 @@ class Glance:
             return None
         return found.shape[1] if isinstance(found, torch.Tensor) and found.dim() == 2 else None
 
-    def wrong_label(self, images: "Images") -> str | None:
-        """Return what speaks against the labels of ``images``, numbers without names, or None."""
-        if images.task != "classification" or images.classes or images.labels is None:
+    def wrong_label(self, allowed: int | None = None) -> str | None:
+        """Return which label is no output of the network, nor what is ``allowed`` besides, or None."""
+        labels = self.images.labels
+        if self.images.task != "classification" or labels is None or self.outputs is None:
             return None
-        labels = images.labels[images.labels != NO_LABEL]
-        if not len(labels) or self.outputs is None:
+        numbers = labels if allowed is None else labels[labels != allowed]
+        if not len(numbers):
             return None
-        least, most = int(labels.min()), int(labels.max())
+        least, most = int(numbers.min()), int(numbers.max())
         if least >= 0 and most < self.outputs:
             return None
         return f"a label is {least if least < 0 else most}, the network has outputs 0 to {self.outputs - 1}"
@@ -93,9 +94,10 @@ def note_teacher(glance: Glance, teacher: "nn.Module") -> None:
 
 
 def _is_chance(share: float, samples: int, classes: int) -> bool:
-    """Whether one who guesses among ``classes`` could be right on so large a share."""
-    expected = samples / classes
-    return share * samples <= expected + SURE * math.sqrt(expected)
+    """Whether one who guesses among ``classes`` could be right on so large a share; not where they could on all."""
+    guessed = 1 / classes
+    most = guessed + SURE * math.sqrt(guessed * (1 - guessed) / samples)
+    return share <= most < 1
 
 
 def note_classes(glance: Glance, images: "Images") -> None:
@@ -110,7 +112,7 @@ def note_classes(glance: Glance, images: "Images") -> None:
 
 def note_labels(glance: Glance) -> None:
     """Note where a label is no output of the network: nothing else tells so where only a teacher is learnt."""
-    wrong = glance.wrong_label(glance.images)
+    wrong = None if glance.images.classes else glance.wrong_label()
     if wrong is not None:
         title = glance.images.title
         note(f"warning: {wrong}; check the labels of {title}, the accuracy in training means nothing")
@@ -120,7 +122,7 @@ def require_labels(glance: Glance) -> None:
     """Refuse labels that are no outputs where they are learnt, before the batch comes that holds one."""
     from binarize.errors import DataError
 
-    wrong = glance.wrong_label(glance.images)
+    wrong = glance.wrong_label(NO_LABEL)
     if wrong is not None:
         remedy = "number the classes from 0, or learn from a teacher alone (--teacher, without --labels)"
         raise DataError(f"cannot fine-tune on the labels of {glance.images.title}: {wrong}; {remedy}")

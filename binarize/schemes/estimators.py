@@ -15,6 +15,7 @@ Ste = Literal["clipped", "identity", "polynomial", "tanh"]
 """Straight-through estimators of one jump, by name."""
 STES: tuple[Ste, ...] = get_args(Ste)
 TINY = 1e-12  # half of a jump of height 0
+HALVES = (torch.bfloat16, torch.float16)
 PORTION = 1 << 18  # elements, 1 MB: of fewer the calls take longer than the work
 OddIntegers = Callable[[Tensor, Tensor], Tensor]
 """From some outputs of a weight ``(o, ...)`` and their units ``(t, o)`` to the odd integers ``(t, o, ...)``."""
@@ -110,7 +111,9 @@ class CodedActivation(Function):
         ctx.top = top
         value = torch.empty_like(x)
         for part in portions(x):
-            torch.mul(code_of(x[part], low, step, top), step, out=value[part]).add_(low)
+            total = _wide_or_new(value[part])
+            torch.mul(code_of(wide(x[part]), low, step, top), step, out=total).add_(low)
+            _keep(total, value[part])
         return value
 
     @staticmethod
@@ -118,14 +121,17 @@ class CodedActivation(Function):
         """Return the gradients of x, low and step."""
         x, low, step = ctx.saved_tensors
         grad, inverse = grads[0], 1.0 / step
-        to_x, to_step = torch.empty_like(x), torch.zeros_like(step)
+        to_x, to_step, to_low = torch.empty_like(x), torch.zeros_like(step), torch.zeros_like(low)
         for part in portions(x):
-            ratio = torch.sub(x[part], low, out=to_x[part]).mul_(inverse)
+            passing = wide(grad[part])
+            ratio = torch.sub(wide(x[part]), low, out=_wide_or_new(to_x[part])).mul_(inverse)
             cut = ratio.clamp(0, ctx.top)
-            passed = ratio.eq_(cut).mul_(grad[part])
+            passed = ratio.eq_(cut).mul_(passing)
+            _keep(passed, to_x[part])
+            to_low += passing.sum() - passed.sum()
             to_step -= _dot(passed, cut)  # outside, where nothing passes, the code is the cut ratio itself
-            to_step += _dot(grad[part], cut.add_(0.5).floor_())
-        return to_x, grad.sum() - to_x.sum(), to_step, None
+            to_step += _dot(passing, cut.add_(0.5).floor_())
+        return to_x, to_low, to_step, None
 
 
 @final
@@ -150,26 +156,29 @@ class ThresholdActivation(Function):
         ctx.temperature = temperature
         value = torch.empty_like(x)
         for part in portions(x):
-            total = value[part].copy_(low)
+            some, total = wide(x[part]), _wide_or_new(value[part]).copy_(low)
             for height, at in zip(step, threshold, strict=True):
-                total.addcmul_(below(x[part], at).sub_(1), -height)  # minus 1 where it is reached, 0 elsewhere
+                total.addcmul_(below(some, at).sub_(1), -height)  # minus 1 where it is reached, 0 elsewhere
+            _keep(total, value[part])
         return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Return the gradients of x, low, step and threshold."""
         x, step, threshold = ctx.saved_tensors
-        grad, total = grads[0], grads[0].sum()
-        to_x, to_threshold = torch.zeros_like(x), torch.zeros_like(threshold)
-        to_step = total.to(step.dtype).repeat(len(step))
+        grad, to_x, to_threshold = grads[0], torch.empty_like(x), torch.zeros_like(threshold)
+        to_step, to_low = torch.zeros_like(step), torch.zeros_like(step[0])
         half, turn = step.abs().clamp_min(TINY) / 2, step.sign()
         for part in portions(x):
+            some, passing, moved = wide(x[part]), wide(grad[part]), _wide_or_new(to_x[part]).zero_()
+            to_low += passing.sum()
             for j, at in enumerate(threshold):
-                passed = ctx.slope((x[part] - at).div_(half[j]), ctx.temperature).mul_(grad[part])
-                to_x[part].addcmul_(passed, turn[j])
-                to_step[j] -= _dot(grad[part], below(x[part], at))
+                passed = ctx.slope((some - at).div_(half[j]), ctx.temperature).mul_(passing)
+                moved.addcmul_(passed, turn[j])
+                to_step[j] -= _dot(passing, below(some, at))
                 to_threshold[j] -= passed.sum_to_size(at.shape) * turn[j]
-        return to_x, total, to_step, to_threshold, None, None
+            _keep(moved, to_x[part])
+        return to_x, to_low, to_step + to_low, to_threshold, None, None
 
 
 def portions(x: Tensor) -> list[slice]:
@@ -182,6 +191,25 @@ def portions(x: Tensor) -> list[slice]:
         return [slice(None)]
     length = max(PORTION * len(x) // x.numel(), 1)
     return [slice(start, start + length) for start in range(0, len(x), length)]
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return ``x``, in float32 where it is a half float: levels are float32, and not to be rounded to its few digits.
+
+    A processor also takes ten times as long over operands of two types.
+    """
+    return x.float() if x.dtype in HALVES else x
+
+
+def _wide_or_new(x: Tensor) -> Tensor:
+    """Return ``x`` to write to, or a new float32 tensor in place of a half float one; see `_keep`."""
+    return torch.empty_like(x, dtype=torch.float32) if x.dtype in HALVES else x
+
+
+def _keep(found: Tensor, place: Tensor) -> None:
+    """Round ``found`` into ``place``, unless it is that already."""
+    if found.dtype != place.dtype:
+        place.copy_(found)
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

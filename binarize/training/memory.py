@@ -6,7 +6,7 @@ import os
 __all__ = ["keep_freed_memory"]
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of mallopt's parameters, of glibc's malloc.h
-MOST = 2**31 - 1  # bytes: what an int holds
+MOST = (2**31 - 1, 32 << 20)  # bytes: what an int holds, and what glibc took before 2.35
 OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -25,4 +25,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return all(mallopt(name, MOST) == 1 for name in (MMAP_THRESHOLD, TRIM_THRESHOLD))
+    return all(any(mallopt(name, most) == 1 for most in MOST) for name in (MMAP_THRESHOLD, TRIM_THRESHOLD))

@@ -1,4 +1,6 @@
+import dataclasses
 import importlib.util
+import io
 import json
 import os
 import re
@@ -11,6 +13,8 @@ import pytest
 from cli_desk import refused, run, run_json
 
 from binarize.artifact import load
+from binarize.cli.training import training_bar
+from binarize.finetune import Step
 from binarize.record import record_of
 
 
@@ -212,6 +216,26 @@ def test_a_resumed_command_says_where_it_goes_on(desk, trainable, tmp_path):
     assert f"the run in {tmp_path / 'run'} goes on after epoch 1\n" in second.stderr
     assert "epoch 2/2" in second.stderr
     assert "nothing was left to train" in run(*words, "--epochs", 2).stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_is_told_once_where_a_run_goes_on(monkeypatch):
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    step = Step("binary", 2, 3, 1, 4, 10.0, None, 0.5, None)
+
+    with training_bar("the run goes on") as bar:
+        before = shown.getvalue()
+        bar(step)
+        bar(dataclasses.replace(step, done=4, val={"top1": 0.5}))
+
+    assert "goes on" not in before
+    assert shown.getvalue().count("binarize: the run goes on") == 1
+    assert "binarize: after epoch 2: top-1 50.00%" in shown.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from cli_desk import refused, run, run_json
 from PIL import Image
 
 from binarize.artifact import load
+from binarize.cli.preparation import _is_chance
 from binarize.record import record_of
 from binarize.sources import open_model
 
@@ -137,6 +138,23 @@ def test_an_original_that_guesses_is_doubted(desk, mastered, tmp_path):
     assert re.search(r"the original decides \d+% of the first 64 images right, hardly more than chance", said.stderr)
 
 
+@pytest.mark.parametrize(
+    ("share", "samples", "classes", "guessed"),
+    [
+        (1.0, 8, 2, False),  # who guesses may be right on all of 8
+        (0.75, 64, 2, False),
+        (0.6, 64, 2, True),
+        (0.25, 64, 7, True),
+        (0.3, 64, 7, False),
+        (0.0, 64, 1000, True),
+        (0.05, 64, 1000, False),
+        (1.0, 64, 1, False),
+    ],
+)
+def test_chance_is_what_three_deviations_of_guessing_reach(share, samples, classes, guessed):
+    assert _is_chance(share, samples, classes) == guessed
+
+
 @pytest.mark.parametrize("label", [7, -2])
 def test_labels_that_are_no_outputs_are_refused_where_they_are_learnt(desk, mastered, tmp_path, label):
     arrays = dict(np.load(tmp_path / "mastered.npz"))
@@ -149,7 +167,7 @@ def test_labels_that_are_no_outputs_are_refused_where_they_are_learnt(desk, mast
     assert not (tmp_path / "out.safetensors").exists()
 
 
-@pytest.mark.parametrize(("label", "doubted"), [(7, True), (-2, True), (6, False), (0, False)])
+@pytest.mark.parametrize(("label", "doubted"), [(7, True), (-2, True), (-100, True), (6, False), (0, False)])
 def test_labels_that_are_no_outputs_are_doubted_where_only_the_teacher_is_learnt(
     desk, mastered, tmp_path, label, doubted
 ):
@@ -192,14 +210,17 @@ def test_folders_for_other_classes_than_those_trained_on_are_refused_by_name(fol
     assert "only the training data has the classes a, only the validation data h; give both the same folders" in said
 
 
-def test_folders_for_more_or_fewer_classes_than_outputs_are_doubted(desk, folders):
+def test_folders_for_more_or_fewer_classes_than_outputs_are_refused_or_doubted(desk, folders):
     words, write = folders
     few, all_of_them = write("few", "abcdef"), write("all", "abcdefg")
     teacher = "--teacher", desk.checkpoint, "--arch", desk.factory
+    many = write("many", "abcdefgh")
+    refusal = "a label is 7, the network has outputs 0 to 6; number the classes from 0"
     doubt = "has folders for 6 classes, the network 7 outputs; a label is the position of its folder"
 
     assert doubt in run("evaluate", words[1], "--data", few).stderr
     assert doubt in run(*words, "--data", few).stderr
+    assert refusal in refused(*words, "--data", many)
     assert doubt in run(*words, *teacher, "--data", all_of_them, "--val", few).stderr
     assert "folders for" not in run(*words, *teacher, "--data", few, "--val", all_of_them).stderr  # no label is learnt
     assert "folders for" not in run("evaluate", words[1], "--data", all_of_them).stderr

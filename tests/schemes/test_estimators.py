@@ -6,6 +6,7 @@ from torch import nn
 
 from binarize.layers.binary import BinaryActivation, set_temperature
 from binarize.schemes.base import Levels
+from binarize.schemes.encoding import EncodingActivation
 from binarize.schemes.estimators import SLOPES, STES
 from binarize.schemes.piecewise import PiecewiseActivation
 from binarize.schemes.sign import SignActivation
@@ -102,3 +103,40 @@ def test_the_temperature_reaches_every_estimator_that_has_one():
     assert [part.basis.temperature for part in net] == [1.0, 1.0, 1.0, 0.5]
     with pytest.raises(ValueError, match="positive"):
         set_temperature(net, 0.0)
+
+
+def staircase(columns):
+    """Return an activation with levels that half floats do not hold, for values ``(n, 6, 3, 3)``."""
+    v = torch.tensor([[-0.301], [0.2003], [0.9001]]).expand(-1, columns) + torch.linspace(0, 0.001, columns)
+    return PiecewiseActivation(3), Levels(torch.tensor(0.1003), torch.tensor([0.501, 0.702, 0.2001]), v.clone())
+
+
+def coded():
+    return EncodingActivation(8), Levels(torch.tensor(-0.5003), torch.tensor([0.0101]), None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("made", [lambda: staircase(1), lambda: staircase(6), coded])
+@pytest.mark.parametrize("count", [2, 9000])  # one portion, and several
+def test_half_floats_meet_levels_as_float32_holds_them(made, dtype, count):
+    basis, levels = made()
+    exact, half = (
+        Levels(*(None if value is None else value.clone().requires_grad_() for value in (
+            levels.low, levels.step, levels.threshold
+        ))) for _ in range(2)
+    )  # fmt: skip
+    x = torch.randn(count, 6, 3, 3).to(dtype)
+    grad = torch.randn(count, 6, 3, 3).to(dtype)
+    wide, narrow = x.float().requires_grad_(), x.clone().requires_grad_()
+
+    wanted, found = basis(wide, exact), basis(narrow, half)
+    wanted.backward(grad.float())
+    found.backward(grad)
+
+    assert found.dtype == narrow.grad.dtype == dtype
+    assert torch.equal(found, wanted.to(dtype))
+    assert torch.equal(narrow.grad, wide.grad.to(dtype))
+    for ours, theirs in zip(
+        (half.low, half.step, half.threshold), (exact.low, exact.step, exact.threshold), strict=True
+    ):
+        assert ours is None or torch.equal(ours.grad, theirs.grad)

@@ -4,9 +4,10 @@ import sys
 
 import pytest
 
-from binarize.training.memory import OWN, keep_freed_memory
+from binarize.training.memory import MMAP_THRESHOLD, OWN, TRIM_THRESHOLD, keep_freed_memory
 
 FAULTS = """
+import ctypes
 import resource
 import sys
 
@@ -14,6 +15,7 @@ import torch
 
 from binarize.training.memory import keep_freed_memory
 
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages: one fault would stand for 512
 if sys.argv[1] == "kept":
     print(keep_freed_memory())
 else:
@@ -56,6 +58,25 @@ def test_what_the_user_asked_for_stays(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
 
     assert not keep_freed_memory()
+
+
+def test_an_older_glibc_takes_as_much_as_it_can(monkeypatch):
+    taken = {}
+
+    class Older:
+        @staticmethod
+        def mallopt(name, size):
+            if name == MMAP_THRESHOLD and size > 32 << 20:
+                return 0
+            taken[name] = size
+            return 1
+
+    for name in OWN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Older)
+
+    assert keep_freed_memory()
+    assert taken == {MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 2**31 - 1}
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
