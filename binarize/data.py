@@ -137,8 +137,8 @@ def _shape_of_first(fetched: Any) -> tuple[int, ...]:
 def load_data(
     spec: str | DataSpec,
     *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
     input_shape: Sequence[int] | None = None,
     batch_size: int = 32,
     limit: int | None = None,
@@ -152,8 +152,8 @@ def load_data(
 
     Args:
         spec: See `DataSpec.parse`.
-        mean: Per channel, subtracted after bytes were divided by 255. For imagefolder, ImageNet's by default.
-        std: Per channel, divided by after that.
+        mean: Per channel or of all, subtracted after bytes were divided by 255. For imagefolder, ImageNet's by default.
+        std: Per channel or of all, divided by after that.
         input_shape: ``(c, h, w)`` of the model. Image files of another size are resized and cropped to it, as for
             ImageNet, scenes with masks or boxes resized; arrays must have it. By default image files that are all of
             one size up to 224x224 (some are looked at) keep it, others are cut to 224x224.
@@ -264,7 +264,9 @@ def _fetcher(images: NDArray[Any], pixels: Pixels) -> Fetch:
     return fetch
 
 
-def _of_photos(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int, order: str) -> Pixels:
+def _of_photos(
+    mean: Sequence[float] | float | None, std: Sequence[float] | float | None, channels: int, order: str
+) -> Pixels:
     """Return how photos are normalised: by ImageNet's statistics unless others are given."""
     back = -1 if order == "bgr" else 1
     if channels == 3:

@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from binarize.data import Images
 from binarize.errors import DataError, TrainingError
 from binarize.evaluate import evaluate
 from binarize.layers.binary import binary_layers
@@ -105,7 +106,7 @@ def finetune(
     run = Run(
         net, model, objective,
         Batches(processes.share(train), settings.seed, device, settings.channels_last),
-        _validation(net, val, device, resume), _original(teacher, val, device), settings, _stages(net, stages),
+        _validation(net, val, device, resume), _of_teacher(teacher, val, device), settings, _stages(net, stages),
         processes, kept, progress,
     )  # fmt: skip
     history = run.go(resume)
@@ -172,6 +173,8 @@ def _validation(
     if callable(val):
         own = val
         return lambda: _figures(own(net))
+    if isinstance(val, Images) and val.task == "classification" and val.labels is None:
+        raise DataError(f"cannot measure on val: {val.title} has no labels; give labelled images, or no val")
     if iter(val) is val:
         raise TrainingError("cannot measure on val more than once: it is used up then; give a loader, not a generator")
     loader = val
@@ -180,7 +183,7 @@ def _validation(
     return lambda: _measured(net, loader, device)
 
 
-def _original(
+def _of_teacher(
     teacher: nn.Module | None, val: Validation | None, device: torch.device
 ) -> Callable[[], Mapping[str, float]] | None:
     """Return what measures the teacher; a user's own function is made for the network."""
@@ -231,10 +234,8 @@ def _remember(net: nn.Module, settings: Settings, history: History, processes: P
     training = {"settings": dataclasses.asdict(settings), "processes": processes.count, **history.to_dict()}
     metrics = dict(record.metrics)
     after = history.epochs[-1].val if history.epochs else {}
-    for when, found in (
-        ("original", history.original), ("before fine-tuning", history.before), ("fine-tuned", after)
-    ):  # fmt: skip
+    for when, found in (("teacher", history.teacher), ("before fine-tuning", history.before), ("fine-tuned", after)):
+        metrics.pop(when, None)  # of a run before: another network's
         if found:
-            metrics.pop(when, None)  # of a run before: the newest come last
             metrics[when] = dict(found)
     attach_record(net, dataclasses.replace(record, training=training, metrics=metrics))

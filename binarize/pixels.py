@@ -32,7 +32,11 @@ class Pixels:
 
     @classmethod
     def of(
-        cls, mean: Sequence[float] | None, std: Sequence[float] | None, channels: int, order: str = "rgb"
+        cls,
+        mean: Sequence[float] | float | None,
+        std: Sequence[float] | float | None,
+        channels: int,
+        order: str = "rgb",
     ) -> "Pixels":
         """Read the options of `load_data`; ``mean`` and ``std`` are in the order that the network reads.
 
@@ -64,8 +68,8 @@ class Pixels:
         return {"mean": mean, "std": std, "channels": ORDERS[self.is_reversed]}
 
 
-def _statistic(values: Sequence[float] | None, channels: int, name: str, default: float) -> Tensor:
-    given = [default] * channels if values is None else list(values)
+def _statistic(values: Sequence[float] | float | None, channels: int, name: str, default: float) -> Tensor:
+    given = [default if values is None else values] if isinstance(values, float | int | None) else list(values)
     if len(given) == 1:
         given = given * channels
     if len(given) != channels:

@@ -59,6 +59,16 @@ def test_a_spec_that_says_nothing_is_refused(text, message):
         DataSpec.parse(text)
 
 
+def test_one_mean_serves_all_channels(write):
+    path = write(images=np.arange(192, dtype=np.uint8).reshape(1, 8, 8, 3))
+
+    (one, _), (three, _) = (
+        next(iter(load_data(path, mean=mean, std=std))) for mean, std in ((0.25, 2), ([0.25] * 3, [2.0] * 3))
+    )
+
+    assert torch.equal(one, three)
+
+
 def test_bytes_are_divided_by_255_before_mean_and_std(write):
     pixels = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
     x, y = whole(load_data(write(images=pixels, labels=[1, 0]), mean=(0.1, 0.2, 0.3), std=(1, 2, 4)))

@@ -10,6 +10,7 @@ import click
 from binarize.cli.opening import open_original
 from binarize.cli.options import SHAPE, data_options, json_option, model_options
 from binarize.cli.output import Progress, note, print_json, print_lines, progress_bar
+from binarize.cli.preparation import Glance, note_decisions
 from binarize.cli.recipes import read_recipe
 from binarize.cli.training import training_bar
 from binarize.cli.writing import require_separate, require_writable
@@ -80,6 +81,7 @@ def _train(net: "nn.Module", opened: "Opened", wish: "Wish", epochs: int) -> Non
         wish.data, mean=wish.mean, std=wish.std, channels=wish.channels, input_shape=wish.shape(opened),
         batch_size=wish.batch, shuffle=True, seed=asked.seed,
     )  # fmt: skip
+    note_decisions(Glance(net, data), opened.model)
     with training_bar() as bar:
         history = run(net, data, teacher=opened.model, settings=Settings(epochs=epochs, seed=asked.seed), progress=bar)
     if history.stopped is not None:

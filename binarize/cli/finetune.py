@@ -1,6 +1,7 @@
 """`binarize finetune`: trains a converted network against its original, or converts a model first."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -12,10 +13,11 @@ from binarize.cli.options import SHAPE, data_options, json_option, model_options
 from binarize.cli.output import fail, note, progress_bar
 from binarize.cli.preparation import (
     Glance,
+    doubt_validation,
     note_classes,
+    note_decisions,
     note_labels,
     note_preparation,
-    note_teacher,
     require_labels,
 )
 from binarize.cli.training import settings_of, training_bar, training_options
@@ -91,7 +93,7 @@ def finetune(
     else:
         net, title, original = _convert(network, arch, trust, (scheme, ends), recipe, course, seed)
         master = original if teacher is None else open_teacher(teacher, teacher_arch or arch, trust).net
-    history = course.run(net, master)
+    history = course.run(net, master, chosen=teacher is not None)
     if history.stopped is not None:
         fail(course.stopped(history))
         leave()
@@ -145,8 +147,8 @@ class Course:
         if self.checkpoint is not None:
             Checkpoints(self.checkpoint).require_usable(self.resume)
 
-    def run(self, net: "nn.Module", teacher: "nn.Module | None") -> "History":
-        """Train ``net`` in place, and bring it back to the processor."""
+    def run(self, net: "nn.Module", teacher: "nn.Module | None", *, chosen: bool) -> "History":
+        """Train ``net`` in place, and bring it back to the processor; a teacher that was ``chosen`` may be wrong."""
         import torch
 
         from binarize.devices import device_why_not
@@ -163,8 +165,10 @@ class Course:
         train = self._images(self.data, shape, self.augment, self.samples, shuffle=True)
         val = None if self.val is None else self._images(self.val, shape, "none", None, shuffle=False)
         done = self._passes_done() if is_writer() else None
-        self._look(Glance(net, train), teacher, val, silent=not is_writer() or bool(done))
-        with training_bar(self._resumed(done)) as bar:
+        glance = Glance(net, train)
+        self._look(glance, teacher, val, chosen, silent=not is_writer() or bool(done))
+        doubt = None if val is None else functools.partial(doubt_validation, glance, val)
+        with training_bar(self._resumed(done), doubt) as bar:
             history = run(
                 net.to(place), train, teacher=teacher, val=val, settings=self.settings, stages=self.stage or None,
                 checkpoint=self.checkpoint, resume=self.resume, progress=bar,
@@ -174,7 +178,9 @@ class Course:
         net.cpu()
         return history
 
-    def _look(self, glance: Glance, teacher: "nn.Module | None", val: "Images | None", *, silent: bool) -> None:
+    def _look(
+        self, glance: Glance, teacher: "nn.Module | None", val: "Images | None", chosen: bool, *, silent: bool
+    ) -> None:
         """Refuse labels that cannot be learnt, and say what speaks against the data or the teacher."""
         learnt = teacher is None or self.settings.losses.labels
         if learnt:
@@ -182,8 +188,7 @@ class Course:
         if silent:
             return
         note_preparation(glance.net if teacher is None else teacher, glance.images)
-        if teacher is not None:
-            note_teacher(glance, teacher)
+        note_decisions(glance, teacher, chosen=chosen)
         if not learnt:
             note_labels(glance)
         for images in (val, glance.images if learnt else None):

@@ -11,11 +11,22 @@ if TYPE_CHECKING:
     from torch import nn
 
     from binarize.data import Images
+    from binarize.finetune import Step
 
-__all__ = ["Glance", "note_classes", "note_labels", "note_preparation", "note_teacher", "require_labels"]
+__all__ = [
+    "Glance",
+    "doubt_validation",
+    "note_classes",
+    "note_decisions",
+    "note_labels",
+    "note_preparation",
+    "require_labels",
+]
 
 ENOUGH = 64  # images
 SURE = 3.0  # standard deviations: a teacher of the same accuracy is doubted about once in a thousand runs
+OTHER = "check that --teacher is the original, with its own weights"
+NUMBERED = "check that classes are numbered as in its training, and the images prepared so"
 NO_LABEL = -100  # torch's own word for it
 
 
@@ -64,37 +75,68 @@ def note_preparation(model: "nn.Module", batches: Iterable[Any]) -> None:
         note(f"warning: {doubt}")
 
 
-def note_teacher(glance: Glance, teacher: "nn.Module") -> None:
-    """Let both decide some images, and note it where the teacher is clearly the worse, or no better than chance.
+def note_decisions(glance: Glance, teacher: "nn.Module | None", *, chosen: bool = False) -> None:
+    """Let both decide some images, and note it where the teacher is clearly the worse, or one no better than chance.
 
-    Nothing is noted without labels of whole images; what does not run is left to the training to say.
+    Without labels of whole images, only a teacher that somebody has ``chosen`` can be doubted, where it decides
+    otherwise than the network. What does not run is left to the training to say.
     """
     from binarize.errors import BinarizeError
-    from binarize.evaluate import Evaluation, evaluate
 
-    if glance.images.task != "classification" or glance.images.labels is None:
+    if glance.images.task != "classification":
         return
-    pixels, labels = glance.batch
-    first = [(pixels[:ENOUGH], labels[:ENOUGH])]
     try:
-        ours, theirs = evaluate(glance.net, first), evaluate(teacher, first)
+        doubt = _of_decisions(glance, teacher, chosen)
     except (BinarizeError, RuntimeError, TypeError, ValueError):
         return
-    if not isinstance(ours, Evaluation) or not isinstance(theirs, Evaluation):
-        return
-    if ours.top1 is None or theirs.top1 is None:
-        return
-    if ours.top1 - theirs.top1 > SURE * ((ours.top1 + theirs.top1) / ours.samples) ** 0.5:
-        saw = f"{theirs.top1:.0%} of the first {ours.samples} images right, the network {ours.top1:.0%}"
-        note(f"warning: the teacher decides {saw} already; check that --teacher is the original, with its own weights")
-    elif glance.outputs is not None and _is_chance(theirs.top1, theirs.samples, glance.outputs):
-        saw = f"{theirs.top1:.0%} of the first {theirs.samples} images right, hardly more than chance"
-        remedy = "check that classes are numbered as in its training, and the images prepared so"
-        note(f"warning: the original decides {saw}; {remedy}")
+    if doubt is not None:
+        note(f"warning: {doubt}")
 
 
-def _is_chance(share: float, samples: int, classes: int) -> bool:
+def _of_decisions(glance: Glance, teacher: "nn.Module | None", chosen: bool) -> str | None:
+    pixels, labels = glance.batch
+    ours = _decided(glance.net, pixels)
+    theirs = ours if teacher is None else _decided(teacher, pixels)
+    if labels is None:
+        alike = float((ours == theirs).float().mean())
+        if not chosen or not _is_chance(alike, len(ours), glance.outputs):
+            return None
+        saw = f"on {alike:.0%} of the first {len(ours)} images, hardly more than chance"
+        return f"the network decides as the teacher {saw}; {OTHER}"
+    met, taught = (float((decided == labels[:ENOUGH]).float().mean()) for decided in (ours, theirs))
+    first = f"the first {len(ours)} images"
+    if met - taught > SURE * math.sqrt((met + taught) / len(ours)):
+        return f"the teacher decides {taught:.0%} of {first} right, the network {met:.0%} already; {OTHER}"
+    if not _is_chance(taught, len(ours), glance.outputs):
+        return None
+    if teacher is None:
+        return f"the network decides {taught:.0%} of {first} right; unless its conversion left it there, {NUMBERED}"
+    return f"the teacher decides {taught:.0%} of {first} right, hardly more than chance; {NUMBERED}"
+
+
+def _decided(model: "nn.Module", pixels: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        found = model(pixels[:ENOUGH])
+    if not isinstance(found, torch.Tensor) or found.dim() != 2:
+        raise TypeError("the output is no score of each class")
+    return found.argmax(1)
+
+
+def doubt_validation(glance: Glance, images: "Images", step: "Step") -> str | None:
+    """Return what speaks against the labels of ``images``, of which the teacher was measured before training."""
+    share = step.teacher.get("top1")
+    if share is None or not _is_chance(share, images.samples, glance.outputs):
+        return None
+    saw = f"{share:.1%} of {images.title} right, hardly more than chance"
+    return f"warning: the teacher decides {saw}; {NUMBERED}"
+
+
+def _is_chance(share: float, samples: int, classes: int | None) -> bool:
     """Whether one who guesses among ``classes`` could be right on so large a share; not where they could on all."""
+    if classes is None:
+        return False
     guessed = 1 / classes
     most = guessed + SURE * math.sqrt(guessed * (1 - guessed) / samples)
     return share <= most < 1

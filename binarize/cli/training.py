@@ -63,10 +63,13 @@ def settings_of(given: dict[str, Any], seed: int) -> "Settings":
 
 
 @contextlib.contextmanager
-def training_bar(opening: str | None = None) -> Iterator["Callable[[Step], None] | None"]:
+def training_bar(
+    opening: str | None = None, doubt: "Callable[[Step], str | None] | None" = None
+) -> Iterator["Callable[[Step], None] | None"]:
     """Give a callback that draws epoch, loss, accuracy, rate and the time left; without a terminal a line per epoch.
 
-    ``opening`` is said with the first step: until then a run may be refused.
+    ``opening`` is said with the first step: until then a run may be refused. ``doubt`` is asked about what validation
+    found before training.
     """
     from binarize.training.processes import is_writer
 
@@ -74,7 +77,7 @@ def training_bar(opening: str | None = None) -> Iterator["Callable[[Step], None]
         yield None
         return
     if not sys.stderr.isatty():
-        yield _opened(_note_epoch, opening, note)
+        yield _with_remarks(_note_epoch, opening, doubt, note)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -91,21 +94,27 @@ def training_bar(opening: str | None = None) -> Iterator["Callable[[Step], None]
                 say(_validated(step))
             bar.update(task, description=_line(step), completed=step.done, total=step.total or None)
 
-        yield _opened(report, opening, say)
+        yield _with_remarks(report, opening, doubt, say)
 
 
-def _opened(
-    report: "Callable[[Step], None]", opening: str | None, say: Callable[[str], None]
+def _with_remarks(
+    report: "Callable[[Step], None]",
+    opening: str | None,
+    doubt: "Callable[[Step], str | None] | None",
+    say: Callable[[str], None],
 ) -> "Callable[[Step], None]":
-    """Return ``report``, with what is to be said before the first step."""
+    """Return ``report``, with what is to be said before the first step and about what comes before training."""
     left = [] if opening is None else [opening]
 
-    def opened(step: "Step") -> None:
+    def remarked(step: "Step") -> None:
         if left:
             say(left.pop())
         report(step)
+        remark = doubt(step) if doubt is not None and step.epoch == 0 else None
+        if remark is not None:
+            say(remark)
 
-    return opened
+    return remarked
 
 
 def _note_epoch(step: "Step") -> None:
@@ -117,8 +126,8 @@ def _note_epoch(step: "Step") -> None:
 
 def _validated(step: "Step") -> str:
     when = f"after epoch {step.epoch}" if step.epoch else "before training"
-    original = f" (the original: {_named(step.original)})" if step.original else ""
-    return f"{when}: {_named(step.val)}{original}"
+    teacher = f" (the teacher: {_named(step.teacher)})" if step.teacher else ""
+    return f"{when}: {_named(step.val)}{teacher}"
 
 
 def _named(figures: Mapping[str, float]) -> str:

@@ -55,14 +55,14 @@ class History:
         stopped: name of the signal that ended the run early, or None.
         stages: what was trained, in order.
         before: what validation found before the first epoch.
-        original: what it found of the teacher; empty without one, or where ``val`` is a function.
+        teacher: what it found of the teacher; empty without one, or where ``val`` is a function.
     """
 
     epochs: tuple[EpochRecord, ...]
     stopped: str | None = None
     stages: tuple[str, ...] = ()
     before: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    original: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    teacher: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -77,7 +77,7 @@ class History:
             "stages": list(self.stages),
             "seconds": self.seconds,
             "before": dict(self.before),
-            "original": dict(self.original),
+            "teacher": dict(self.teacher),
         }
 
 
@@ -97,7 +97,7 @@ class Step:
         loss: mean of this epoch so far.
         top1: share of this epoch's images decided right; None where that means nothing.
         val: what validation found after this epoch, of epoch 0 before the training; empty while an epoch runs.
-        original: what it found of the teacher; of epoch 0 only.
+        teacher: what it found of the teacher; of epoch 0 only.
     """
 
     stage: str
@@ -110,7 +110,7 @@ class Step:
     loss: float
     top1: float | None
     val: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    original: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    teacher: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def write_csv(epochs: Sequence[EpochRecord], path: Path) -> None:

@@ -149,6 +149,14 @@ class ClassifierObjective(Objective):
             return F.cross_entropy(found, labels, label_smoothing=self.losses.smoothing, ignore_index=void)
         except (RuntimeError, IndexError, ValueError) as cause:
             what = f"of {labels.dtype} {tuple(labels.shape)} for outputs {tuple(found.shape)} ({one_line(cause, 160)})"
+            wrong = (
+                None
+                if labels.is_floating_point()
+                else labels[(labels != void) & ((labels < 0) | (labels >= found.shape[1]))]
+            )
+            if wrong is not None and len(wrong):
+                what = f"a label is {int(wrong[0])}, the network has outputs 0 to {found.shape[1] - 1}"
+                raise TrainingError(f"cannot fine-tune on the labels: {what}; number the classes from 0") from cause
             raise TrainingError(f"cannot fine-tune on labels {what}; give whole numbers below the classes") from cause
 
 

@@ -61,7 +61,7 @@ class Run:
         objective: costs a batch.
         batches: this process's part of the data.
         validate: measures the network, or None; called by one process only.
-        measure_original: measures the teacher in the same way, or None.
+        measure_teacher: measures the teacher in the same way, or None.
         settings: how.
         stages: what, in order; with epochs of their own where they have them.
         processes: who takes part.
@@ -76,7 +76,7 @@ class Run:
         objective: Objective,
         batches: Batches,
         validate: Callable[[], Mapping[str, float]] | None,
-        measure_original: Callable[[], Mapping[str, float]] | None,
+        measure_teacher: Callable[[], Mapping[str, float]] | None,
         settings: Settings,
         stages: tuple[str, ...],
         processes: Processes,
@@ -84,7 +84,7 @@ class Run:
         progress: Callable[[Step], None] | None,
     ) -> None:
         self.net, self.model, self.objective, self.batches, self.validate = net, model, objective, batches, validate
-        self.measure_original = measure_original
+        self.measure_teacher = measure_teacher
         self.settings, self.texts, self.processes = settings, stages, processes
         self.stages = read_stages(stages)
         self.checkpoints, self.progress = checkpoints, progress
@@ -92,7 +92,7 @@ class Run:
         self.bases.require(self.stages)
         self.history: list[EpochRecord] = []
         self.before: dict[str, float] = {}
-        self.original: dict[str, float] = {}
+        self.teacher: dict[str, float] = {}
         self.average: RunningAverage | None = None
         self.random: Mapping[str, Any] | None = None
         self.events = EventLog(checkpoints.folder / "events") if checkpoints and processes.writes else None
@@ -104,7 +104,7 @@ class Run:
             self._check(state)
             self.place = Place(**state["place"])
             self.history = [EpochRecord(**epoch) for epoch in state["history"]]
-            self.before, self.original = state.get("before", {}), state.get("original", {})
+            self.before, self.teacher = state.get("before", {}), state.get("teacher", {})
             self._require_passes_left()
         try:
             with StopSignals() as self.signals:
@@ -122,7 +122,7 @@ class Run:
             self.net.eval()
             if self.events is not None:
                 self.events.close()
-        return History(tuple(self.history), self.signals.seen, self.texts, self.before, self.original)
+        return History(tuple(self.history), self.signals.seen, self.texts, self.before, self.teacher)
 
     # Stages and epochs
 
@@ -197,7 +197,7 @@ class Run:
         if self.validate is not None and self.processes.writes:
             self.net.eval()
             self.before = dict(self.validate())
-            self.original = dict(self.measure_original()) if self.measure_original is not None else {}
+            self.teacher = dict(self.measure_teacher()) if self.measure_teacher is not None else {}
             if self.before:
                 self._report(-1, self.before)
         self.processes.wait()
@@ -301,8 +301,8 @@ class Run:
             batches = (whole - number) * self.batches.count - self.place.batch
             left = batches * self.meter.seconds / self.place.batch
         step = self.meter.step(self.texts[self.place.stage], number + 1, whole, self.place.batch, self.batches.count)
-        original = self.original if number < 0 else {}
-        self.progress(dataclasses.replace(step, seconds_left=left, val=val or {}, original=original))
+        teacher = self.teacher if number < 0 else {}
+        self.progress(dataclasses.replace(step, seconds_left=left, val=val or {}, teacher=teacher))
 
     # State
 
@@ -321,7 +321,7 @@ class Run:
                 "random": random_state(),
                 "history": [epoch.to_dict() for epoch in self.history],
                 "before": self.before,
-                "original": self.original,
+                "teacher": self.teacher,
             }
         )
         write_csv(self.history, self.checkpoints.folder / "log.csv")

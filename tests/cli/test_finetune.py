@@ -70,7 +70,7 @@ def test_what_validation_found_is_said_where_no_bar_is_drawn(desk, trainable, tm
     teacher = ("--teacher", desk.checkpoint, "--arch", desk.factory) if taught else ()
     result = run("finetune", trainable, "-o", tmp_path / "out.safetensors", *words, *teacher)
 
-    original = r" \(the original: top-1 \d+\.\d\d%\)" if taught else ""
+    original = r" \(the teacher: top-1 \d+\.\d\d%\)" if taught else ""
     assert re.search(rf"^binarize: before training: top-1 \d+\.\d\d%{original}$", result.stderr, re.MULTILINE)
     assert re.findall(r"^binarize: after epoch (\d): top-1 \d+\.\d\d%$", result.stderr, re.MULTILINE) == ["1", "2"]
     progress = r"^binarize: epoch (\d)/2  loss \d\.\d{4}  top-1 in training [\d.]+%  [\d,]+ images/s"

@@ -128,14 +128,47 @@ def test_a_teacher_that_cannot_be_compared_is_left_to_the_training(desk, mastere
     assert f"cannot learn from the teacher: {why}" in said.stderr
 
 
-def test_an_original_that_guesses_is_doubted(desk, mastered, tmp_path):
+@pytest.fixture
+def guessed(mastered, tmp_path):
+    """Return the spec of the images of `mastered` with labels that nobody knows."""
     arrays = dict(np.load(tmp_path / "mastered.npz"))
     arrays["labels"] = np.random.default_rng(2).integers(0, 7, 64)
-    np.savez(tmp_path / "mastered.npz", **arrays)
+    np.savez(tmp_path / "guessed.npz", **arrays)
+    return f"npz:{tmp_path / 'guessed.npz'}"
 
-    said = run("finetune", *mastered, "--teacher", desk.checkpoint, "--arch", desk.factory)
 
-    assert re.search(r"the original decides \d+% of the first 64 images right, hardly more than chance", said.stderr)
+def test_a_teacher_that_guesses_is_doubted(desk, mastered, guessed):
+    teacher = "--teacher", desk.checkpoint, "--arch", desk.factory
+
+    trained = run("finetune", *mastered, *teacher, "--data", guessed)
+    measured = run("finetune", *mastered, *teacher, "--val", guessed)
+    converted = run("convert", *teacher[1:], "--data", guessed, "--finetune", 1, "-o", mastered[-1])
+
+    for said in (trained, converted):
+        assert re.search(
+            r"the teacher decides \d+% of the first \d+ images right, hardly more than chance", said.stderr
+        )
+    assert re.search(r"the teacher decides [\d.]+% of .*guessed.npz right, hardly more than chance", measured.stderr)
+
+
+def test_a_network_that_guesses_is_doubted_where_nobody_teaches_it(mastered, guessed):
+    doubt = r"the network decides \d+% of the first 64 images right; unless its conversion left it there"
+
+    assert re.search(doubt, run("finetune", *mastered, "--data", guessed).stderr)
+    assert not re.search(doubt, run("finetune", *mastered).stderr)
+
+
+def test_a_teacher_that_decides_otherwise_is_doubted_without_labels(desk, mastered, tmp_path):
+    images = np.load(tmp_path / "mastered.npz")["images"]
+    np.savez(tmp_path / "bare.npz", images=images)
+    words = *mastered, "--data", f"npz:{tmp_path / 'bare.npz'}", "--arch", desk.factory
+    weights = torch.load(desk.checkpoint)
+    last = [name for name in weights if weights[name].shape[:1] == (7,)]
+    torch.save({**weights, **{name: weights[name].roll(1, 0) for name in last}}, tmp_path / "other.pt")
+
+    doubt = "the network decides as the teacher on "
+    assert doubt in run("finetune", *words, "--teacher", tmp_path / "other.pt").stderr
+    assert doubt not in run("finetune", *words, "--teacher", desk.checkpoint).stderr
 
 
 @pytest.mark.parametrize(

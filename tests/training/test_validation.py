@@ -2,10 +2,12 @@
 
 import signal
 
+import numpy as np
 import pytest
 import torch
 from training_desk import converted, data, same, teacher
 
+from binarize.data import load_data
 from binarize.errors import DataError, TrainingError
 from binarize.evaluate import evaluate
 from binarize.finetune import finetune
@@ -117,10 +119,28 @@ def test_the_network_and_the_original_are_measured_before_training(tmp_path):
     )
 
     assert first.before == later.before == wanted != {}
-    assert first.original == later.original == goal != {}
-    assert list(record_of(again).metrics) == ["original", "before fine-tuning", "fine-tuned"]
+    assert first.teacher == later.teacher == goal != {}
+    assert list(record_of(again).metrics) == ["teacher", "before fine-tuning", "fine-tuned"]
     assert record_of(again).metrics["before fine-tuning"] == wanted
-    assert record_of(again).metrics["original"] == goal
+    assert record_of(again).metrics["teacher"] == goal
+
+
+def test_figures_of_a_run_before_are_not_those_of_this_network():
+    net = converted()
+
+    finetune(net, data(), teacher=teacher(), val=data(shuffle=False), epochs=1)
+    measured = [*record_of(net).metrics]
+    finetune(net, data(), teacher=teacher(), epochs=1)
+
+    assert (measured, [*record_of(net).metrics]) == (["teacher", "before fine-tuning", "fine-tuned"], [])
+
+
+def test_images_without_labels_are_no_validation_data(tmp_path):
+    np.savez(tmp_path / "bare.npz", images=np.zeros((4, 8, 8, 3), np.uint8))
+    bare = load_data(f"npz:{tmp_path / 'bare.npz'}")
+
+    with pytest.raises(DataError, match=r"cannot measure on val: .*bare.npz has no labels; give labelled images"):
+        finetune(converted(), data(), teacher=teacher(), val=bare, epochs=1)
 
 
 def test_a_function_that_measures_is_not_asked_about_the_original():
@@ -128,5 +148,5 @@ def test_a_function_that_measures_is_not_asked_about_the_original():
 
     history = finetune(net, data(), teacher=teacher(), val=lambda it: float(it is net), epochs=1, progress=steps.append)
 
-    assert history.original == steps[0].original == {}
+    assert history.teacher == steps[0].teacher == {}
     assert history.before == steps[0].val == {"figure": 1.0}
