@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 where that is safe, channels last")
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.manual_seed(0)
@@ -36,9 +37,11 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of calibration on noise, which does not change the time
             nets[scheme] = binarize.convert(model, images, scheme)
+    layout = torch.channels_last if options.bf16 else torch.contiguous_format
     for net in nets.values():
-        net.to(device).train()
-    taken = measure(nets, images.to(device), options.rounds)
+        net.to(device, memory_format=layout).train()
+    with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
+        taken = measure(nets, images.to(device, memory_format=layout), options.rounds)
     for scheme, seconds in taken.items():
         ratio = statistics.median(seconds) / statistics.median(taken["fp"])
         row = {"network": options.name, "scheme": scheme, "median_ms": round(1e3 * statistics.median(seconds), 2)}

@@ -66,8 +66,10 @@ def test_a_row_whose_time_is_over_is_kept_for_the_next_time(tmp_path, capsys):
     assert [row["row"] for row in lines(capsys)] == ["original"]
 
 
-def test_training_forms_are_timed_beside_the_original(capsys):
-    script("training_form.py", "resnet18", "--size", 32, "--batch", 2, "--rounds", 2, "--scheme", "encoding:w=2,a=2")
+@pytest.mark.parametrize("more", [(), ("--bf16",)])
+def test_training_forms_are_timed_beside_the_original(capsys, more):
+    words = "--size", 32, "--batch", 2, "--rounds", 2, "--scheme", "encoding:w=2,a=2"
+    script("training_form.py", "resnet18", *words, *more)
 
     rows = lines(capsys)
     assert [row["scheme"] for row in rows] == ["fp", "encoding:w=2,a=2"]
