@@ -270,7 +270,8 @@ def _of_photos(
     """Return how photos are normalised: by ImageNet's statistics unless others are given."""
     back = -1 if order == "bgr" else 1
     if channels == 3:
-        mean, std = mean or IMAGENET_MEAN[::back], std or IMAGENET_STD[::back]
+        mean = IMAGENET_MEAN[::back] if mean is None else mean
+        std = IMAGENET_STD[::back] if std is None else std
     return Pixels.of(mean, std, channels, order)
 
 

@@ -110,6 +110,9 @@ def finetune(
         processes, kept, progress,
     )  # fmt: skip
     history = run.go(resume)
+    if objective.temperature is not None:
+        losses = dataclasses.replace(settings.losses, temperature=objective.temperature)
+        settings = dataclasses.replace(settings, losses=losses)
     _remember(net, settings, history, processes)
     return history
 

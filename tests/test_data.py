@@ -221,6 +221,16 @@ def test_an_image_folder_is_resized_cropped_and_normalised(folder):
     torch.testing.assert_close(x[2], expected[:, None, None].expand(3, 16, 16))
 
 
+def test_a_mean_of_zero_is_not_that_of_imagenet(folder):
+    bare, given = (
+        whole(load_data(f"imagefolder:{folder / 'cat'}", input_shape=(3, 8, 8), mean=mean, std=std))[0]
+        for mean, std in (([0.0], [1.0]), (0.0, 1.0))
+    )
+
+    assert torch.equal(bare, given)
+    assert 0 <= float(bare.min()) < float(bare.max()) <= 1
+
+
 def test_a_folder_without_classes_has_no_labels(folder):
     _, labels = whole(load_data(f"imagefolder:{folder / 'cat'}", input_shape=(1, 8, 8)))
     assert labels is None

@@ -1,5 +1,6 @@
 """`binarize finetune`: trains a converted network against its original, or converts a model first."""
 
+import copy
 import dataclasses
 import functools
 from pathlib import Path
@@ -165,7 +166,9 @@ class Course:
         train = self._images(self.data, shape, self.augment, self.samples, shuffle=True)
         val = None if self.val is None else self._images(self.val, shape, "none", None, shuffle=False)
         done = self._passes_done() if is_writer() else None
-        glance = Glance(net, train)
+        plain = copy.copy(train)
+        plain.augment = None
+        glance = Glance(net, plain)
         self._look(glance, teacher, val, chosen, silent=not is_writer() or bool(done))
         doubt = None if val is None else functools.partial(doubt_validation, glance, val)
         with training_bar(self._resumed(done), doubt) as bar:

@@ -79,7 +79,7 @@ def data_options(required: bool, text: str) -> Callable[[_Command], _Command]:
         )(command)  # fmt: skip
         std = click.option("--std", type=FLOATS, help="Divided by after --mean, per channel.")(order)
         mean = click.option(
-            "--mean", type=FLOATS, help="Subtracted after division by 255; else ImageNet's for imagefolder, 0."
+            "--mean", type=FLOATS, help="Subtracted after division by 255; 0, for RGB imagefolder ImageNet's."
         )(std)
         return click.option("--data", metavar="SPEC", required=required, help=f"{text}: {FORMS}.")(mean)
 

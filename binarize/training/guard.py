@@ -26,6 +26,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.seen: str | None = None
+        self._noted = False
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -44,8 +45,11 @@ class StopSignals:
         self._old = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.seen = signal.Signals(number).name
-        self._restore()
+        if self._noted:
+            self._restore()
+            signal.raise_signal(number)
+            return
+        self._noted, self.seen = True, signal.Signals(number).name
 
 
 def first_bad_layer(net: nn.Module, run: Callable[[], object]) -> str:

@@ -44,9 +44,11 @@ class Objective(abc.ABC):
 
     Attributes:
         teacher: whose outputs are learnt, or None.
+        temperature: that they were last softened by, or None.
     """
 
     teacher: nn.Module | None = None
+    temperature: float | None = None
 
     @abc.abstractmethod
     def __call__(self, model: nn.Module, batch: Any) -> Cost:
@@ -112,8 +114,8 @@ class ClassifierObjective(Objective):
                 what = f"its outputs have shape {tuple(theirs.shape)}, the network's {tuple(found.shape)}"
                 raise TrainingError(f"cannot learn from the teacher: {what}; give the network that was converted")
             if self.losses.logits:
-                temperature = self.losses.temperature or (OF_IMAGES if found.dim() == 2 else OF_MAPS)
-                terms["logits"] = self.losses.logits * soft_cross_entropy(found, theirs, temperature)
+                self.temperature = self.losses.temperature or (OF_IMAGES if found.dim() == 2 else OF_MAPS)
+                terms["logits"] = self.losses.logits * soft_cross_entropy(found, theirs, self.temperature)
             if self.losses.blocks:
                 distance = block_distance(self.losses.blocks_as, blocks, their_blocks)
                 terms["blocks"] = self.losses.blocks * distance

@@ -10,6 +10,7 @@ from PIL import Image
 
 from binarize.artifact import load
 from binarize.cli.preparation import _is_chance
+from binarize.data import CHANGES
 from binarize.record import record_of
 from binarize.sources import open_model
 
@@ -103,6 +104,15 @@ def test_a_teacher_that_knows_less_than_the_network_is_doubted(desk, mastered, t
 
 def test_the_original_is_not_doubted(desk, mastered):
     said = run("finetune", *mastered, "--teacher", desk.checkpoint, "--arch", desk.factory)
+
+    assert said.exit_code == 0, said.output
+    assert "warning" not in said.stderr
+
+
+def test_the_original_is_looked_at_on_images_as_they_are(desk, mastered, monkeypatch):
+    monkeypatch.setitem(CHANGES, "cifar", lambda images, generator: torch.zeros_like(images))
+
+    said = run("finetune", *mastered, "--teacher", desk.checkpoint, "--arch", desk.factory, "--augment", "cifar")
 
     assert said.exit_code == 0, said.output
     assert "warning" not in said.stderr

@@ -1,6 +1,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -75,6 +77,29 @@ def test_handlers_are_given_back():
     finetune(converted(), data(), teacher=teacher(), epochs=1)
 
     assert signal.getsignal(signal.SIGINT) is before
+
+
+TWO_SIGNALS = """
+import os
+import signal
+
+from binarize.training.guard import StopSignals
+
+with StopSignals():
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    print("went on")
+"""
+
+
+def test_two_signals_at_once_end_the_process_by_the_second():
+    done = subprocess.run([sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True)
+
+    assert done.returncode in (-signal.SIGTERM, -signal.SIGINT)
+    assert "race" not in done.stderr
+    assert "went on" not in done.stdout
 
 
 def test_a_finished_run_resumes_to_the_same_network(tmp_path):

@@ -130,6 +130,7 @@ def test_figures_of_a_run_before_are_not_those_of_this_network():
 
     finetune(net, data(), teacher=teacher(), val=data(shuffle=False), epochs=1)
     measured = [*record_of(net).metrics]
+    assert record_of(net).training["settings"]["losses"]["temperature"] == 4.0  # what it was, not that nobody gave one
     finetune(net, data(), teacher=teacher(), epochs=1)
 
     assert (measured, [*record_of(net).metrics]) == (["teacher", "before fine-tuning", "fine-tuned"], [])
