@@ -109,13 +109,16 @@ def test_the_original_is_not_doubted(desk, mastered):
     assert "warning" not in said.stderr
 
 
-def test_the_original_is_looked_at_on_images_as_they_are(desk, mastered, monkeypatch):
-    monkeypatch.setitem(CHANGES, "cifar", lambda images, generator: torch.zeros_like(images))
+def test_decisions_are_looked_at_on_images_as_they_are(mastered, monkeypatch):
+    glances, changed = [], []
+    monkeypatch.setattr("binarize.cli.preparation._of_decisions", lambda glance, *_: glances.append(glance))
+    monkeypatch.setitem(CHANGES, "cifar", lambda images, generator: changed.append(images) or torch.zeros_like(images))
 
-    said = run("finetune", *mastered, "--teacher", desk.checkpoint, "--arch", desk.factory, "--augment", "cifar")
+    said = run("finetune", *mastered, "--augment", "cifar")
 
     assert said.exit_code == 0, said.output
-    assert "warning" not in said.stderr
+    assert changed  # in training
+    assert glances[0].batch[0].any()
 
 
 @pytest.mark.parametrize(
