@@ -112,7 +112,7 @@ class CodedActivation(Function):
         value = torch.empty_like(x)
         for part in portions(x):
             total = _wide_or_new(value[part])
-            torch.mul(code_of(wide(x[part]), low, step, top), step, out=total).add_(low)
+            torch.mul(code_of(_wide(x[part]), low, step, top), step, out=total).add_(low)
             _keep(total, value[part])
         return value
 
@@ -123,8 +123,8 @@ class CodedActivation(Function):
         grad, inverse = grads[0], 1.0 / step
         to_x, to_step, to_low = torch.empty_like(x), torch.zeros_like(step), torch.zeros_like(low)
         for part in portions(x):
-            passing = wide(grad[part])
-            ratio = torch.sub(wide(x[part]), low, out=_wide_or_new(to_x[part])).mul_(inverse)
+            passing = _wide(grad[part])
+            ratio = torch.sub(_wide(x[part]), low, out=_wide_or_new(to_x[part])).mul_(inverse)
             cut = ratio.clamp(0, ctx.top)
             passed = ratio.eq_(cut).mul_(passing)
             _keep(passed, to_x[part])
@@ -156,7 +156,7 @@ class ThresholdActivation(Function):
         ctx.temperature = temperature
         value = torch.empty_like(x)
         for part in portions(x):
-            some, total = wide(x[part]), _wide_or_new(value[part]).copy_(low)
+            some, total = _wide(x[part]), _wide_or_new(value[part]).copy_(low)
             for height, at in zip(step, threshold, strict=True):
                 total.addcmul_(below(some, at).sub_(1), -height)  # minus 1 where it is reached, 0 elsewhere
             _keep(total, value[part])
@@ -170,7 +170,7 @@ class ThresholdActivation(Function):
         to_step, to_low = torch.zeros_like(step), torch.zeros_like(step[0])
         half, turn = step.abs().clamp_min(TINY) / 2, step.sign()
         for part in portions(x):
-            some, passing, moved = wide(x[part]), wide(grad[part]), _wide_or_new(to_x[part]).zero_()
+            some, passing, moved = _wide(x[part]), _wide(grad[part]), _wide_or_new(to_x[part]).zero_()
             to_low += passing.sum()
             for j, at in enumerate(threshold):
                 passed = ctx.slope((some - at).div_(half[j]), ctx.temperature).mul_(passing)
@@ -193,7 +193,7 @@ def portions(x: Tensor) -> list[slice]:
     return [slice(start, start + length) for start in range(0, len(x), length)]
 
 
-def wide(x: Tensor) -> Tensor:
+def _wide(x: Tensor) -> Tensor:
     """Return ``x``, in float32 where it is a half float: levels are float32, and not to be rounded to its few digits.
 
     A processor also takes ten times as long over operands of two types.
