@@ -112,7 +112,15 @@ def staircase(columns):
 
 
 def coded():
-    return EncodingActivation(8), Levels(torch.tensor(-0.5003), torch.tensor([0.0101]), None)
+    return EncodingActivation(8), Levels(torch.tensor(-0.5003), torch.tensor([0.0101]))
+
+
+def numbers(levels):
+    return [value for value in (levels.low, levels.step, levels.threshold) if value is not None]
+
+
+def learnt(levels):
+    return Levels(*(value.clone().requires_grad_() for value in numbers(levels)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -120,11 +128,7 @@ def coded():
 @pytest.mark.parametrize("count", [2, 9000])  # one portion, and several
 def test_half_floats_meet_levels_as_float32_holds_them(made, dtype, count):
     basis, levels = made()
-    exact, half = (
-        Levels(*(None if value is None else value.clone().requires_grad_() for value in (
-            levels.low, levels.step, levels.threshold
-        ))) for _ in range(2)
-    )  # fmt: skip
+    exact, half = learnt(levels), learnt(levels)
     x = torch.randn(count, 6, 3, 3).to(dtype)
     grad = torch.randn(count, 6, 3, 3).to(dtype)
     wide, narrow = x.float().requires_grad_(), x.clone().requires_grad_()
@@ -136,7 +140,5 @@ def test_half_floats_meet_levels_as_float32_holds_them(made, dtype, count):
     assert found.dtype == narrow.grad.dtype == dtype
     assert torch.equal(found, wanted.to(dtype))
     assert torch.equal(narrow.grad, wide.grad.to(dtype))
-    for ours, theirs in zip(
-        (half.low, half.step, half.threshold), (exact.low, exact.step, exact.threshold), strict=True
-    ):
-        assert ours is None or torch.equal(ours.grad, theirs.grad)
+    for ours, theirs in zip(numbers(half), numbers(exact), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
